@@ -1,0 +1,96 @@
+"""Heads: what is read from tokens for a task that does not generate. One class and one config each.
+
+`Contrastive`: two streams -> one space of unit vectors, with a learned temperature (ALBEF, mPLUG).
+`Classifier`: first token -> class logits; with two classes it is the matching head (does this text fit this picture?).
+`Unmasker`: text tokens -> vocabulary logits, through the text encoder's own word table.
+"""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from flax import nnx
+
+from mplug2.modules.layers import Linear, WordPredictor, dropout, parameter
+from mplug2.roles import Array, Execution
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveConfig:
+    """`width` is that of both streams, `space` that of the shared space."""
+
+    width: int
+    space: int
+    temperature: float = 0.07
+
+    def build(self, *, rngs: nnx.Rngs, execution: Execution = Execution()) -> "Contrastive":
+        return Contrastive(self, rngs=rngs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig:
+    width: int
+    classes: int
+    dropout: float = 0.1
+
+    def build(self, *, rngs: nnx.Rngs, execution: Execution = Execution()) -> "Classifier":
+        return Classifier(self, rngs=rngs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnmaskerConfig:
+    width: int
+    vocabulary: int
+
+    def build(self, *, rngs: nnx.Rngs, execution: Execution = Execution()) -> "Unmasker":
+        return Unmasker(self, rngs=rngs)
+
+
+def contrastive(width: int, space: int) -> ContrastiveConfig:
+    return ContrastiveConfig(width=width, space=space)
+
+
+class Contrastive(nnx.Module):
+    SMALLEST, LARGEST = 0.001, 0.5
+
+    def __init__(self, config: ContrastiveConfig, *, rngs: nnx.Rngs):
+        self.vision_projection = Linear(config.width, config.space, axes=("embed", "mlp"), rngs=rngs)
+        self.text_projection = Linear(config.width, config.space, axes=("embed", "mlp"), rngs=rngs)
+        self.learned_temperature = parameter(lambda key, shape: jnp.full(shape, config.temperature), (), (), rngs)
+        self.config = config
+
+    def vision(self, tokens: Array) -> Array:
+        """Vision tokens `B N D` -> unit vectors `B space`, float32."""
+        return _unit(self.vision_projection(tokens[:, 0]))
+
+    def text(self, tokens: Array) -> Array:
+        """Text tokens `B S D` -> unit vectors `B space`, float32."""
+        return _unit(self.text_projection(tokens[:, 0]))
+
+    def temperature(self) -> Array:
+        """The scalar that similarities are divided by, kept within mPLUG's bounds."""
+        return jnp.clip(self.learned_temperature[...], self.SMALLEST, self.LARGEST)
+
+
+def _unit(x: Array) -> Array:
+    x = x.astype(jnp.float32)
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+class Classifier(nnx.Module):
+    def __init__(self, config: ClassifierConfig, *, rngs: nnx.Rngs):
+        self.linear = Linear(config.width, config.classes, axes=("embed", "mlp"), rngs=rngs)
+        self.config = config
+
+    def __call__(self, tokens: Array, *, key: Array | None = None) -> Array:
+        """Tokens `B N D` -> logits `B classes`, float32."""
+        return self.linear(dropout(tokens[:, 0], self.config.dropout, key)).astype(jnp.float32)
+
+
+class Unmasker(nnx.Module):
+    def __init__(self, config: UnmaskerConfig, *, rngs: nnx.Rngs):
+        self.predictor = WordPredictor(config.width, config.vocabulary, rngs=rngs)
+        self.config = config
+
+    def __call__(self, tokens: Array, table: Array) -> Array:
+        """Tokens `B S D`, the text encoder's word table `V D` -> logits `B S V`."""
+        return self.predictor(tokens, table)

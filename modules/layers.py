@@ -1,0 +1,335 @@
+"""The layers that modules are made of; the only file that names logical axes (devices live in mplug2.sharding).
+
+Every parameter is a float32 `nnx.Param` with an `axes` tuple, one logical name a dimension. Kernels are stored
+`inputs, outputs`, so that one decoded token is a row times a matrix read in memory order. Activations keep the dtype they
+come in; softmax, norm statistics and sums over the batch are float32. A dropout happens only where a key is given.
+
+Source: BERT (post-norm layer) and CLIP (pre-norm block, in vision.py) as used by the official mPLUG-2 code.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jax import lax
+
+from mplug2.roles import PAD, Array, Execution, split_key
+
+Initializer = Callable[[Array, tuple[int, ...]], Array]
+
+
+def normal(deviation: float = 0.02) -> Initializer:
+    return lambda key, shape: deviation * jax.random.normal(key, shape, jnp.float32)
+
+
+def zeros(key: Array, shape: tuple[int, ...]) -> Array:
+    return jnp.zeros(shape, jnp.float32)
+
+
+def ones(key: Array, shape: tuple[int, ...]) -> Array:
+    return jnp.ones(shape, jnp.float32)
+
+
+def parameter(init: Initializer, shape: tuple[int, ...], axes: tuple[str | None, ...], rngs: nnx.Rngs) -> nnx.Param:
+    """A float32 parameter with one logical axis name a dimension."""
+    return nnx.Param(init(rngs.params(), shape), axes=axes)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Elementary maths
+
+
+@jax.custom_vjp
+def dense(x: Array, kernel: Array) -> Array:
+    """`... I`, `I O` -> `... O`, multiplied in x's dtype, accumulated in float32.
+
+    The gradients are written out: the kernel's contracts all token axes at once, in the layout that the kernel is stored
+    in (XLA's own rule transposes it, a copy of every weight each step), and every product accumulates in float32 (on
+    CPUs a bfloat16 product that returns float32 is also twice as fast as one that returns bfloat16).
+    """
+    return lax.dot_general(
+        x, kernel.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32
+    ).astype(x.dtype)
+
+
+def _dense_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return dense(x, kernel), (x, kernel)
+
+
+def _dense_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    tokens = tuple(range(x.ndim - 1))
+    to_x = lax.dot_general(
+        gradient,
+        kernel.astype(gradient.dtype),
+        (((gradient.ndim - 1,), (1,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
+    to_kernel = lax.dot_general(x, gradient, ((tokens, tokens), ((), ())), preferred_element_type=jnp.float32)
+    return to_x.astype(x.dtype), to_kernel.astype(kernel.dtype)
+
+
+dense.defvjp(_dense_forward, _dense_backward)
+
+
+def quick_gelu(x: Array) -> Array:
+    """CLIP's approximation, x * sigmoid(1.702 x)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def gelu(x: Array) -> Array:
+    """The exact one, with the error function, as BERT has it."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def dropout(x: Array, rate: float, key: Array | None) -> Array:
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+
+
+def drop_path(branch: Array, rate: float, key: Array | None) -> Array:
+    """Drops the whole residual branch of some examples: `B ...`."""
+    if key is None or rate == 0.0:
+        return branch
+    keep = jax.random.bernoulli(key, 1.0 - rate, branch.shape[:1] + (1,) * (branch.ndim - 1))
+    return jnp.where(keep, branch / (1.0 - rate), 0).astype(branch.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Layers
+
+
+class Linear(nnx.Module):
+    """`... inputs -> ... outputs`."""
+
+    def __init__(
+        self, inputs: int, outputs: int, *, axes: tuple[str, str], rngs: nnx.Rngs, init: Initializer | None = None
+    ):
+        self.kernel = parameter(init or normal(), (inputs, outputs), axes, rngs)
+        self.bias = parameter(zeros, (outputs,), axes[1:], rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return dense(x, self.kernel[...]) + self.bias[...].astype(x.dtype)
+
+
+class Norm(nnx.Module):
+    """Layer norm over the last axis, statistics in float32."""
+
+    def __init__(self, width: int, *, epsilon: float, rngs: nnx.Rngs):
+        self.scale = parameter(ones, (width,), ("norm",), rngs)
+        self.bias = parameter(zeros, (width,), ("norm",), rngs)
+        self.epsilon = epsilon
+
+    def __call__(self, x: Array) -> Array:
+        exact = x.astype(jnp.float32)
+        centred = exact - exact.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        scaled = centred * lax.rsqrt(variance + self.epsilon) * self.scale[...] + self.bias[...]
+        return scaled.astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention of `B N D` over itself or over a context `B M E`."""
+
+    def __init__(
+        self, width: int, heads: int, *, rngs: nnx.Rngs, context_width: int | None = None, dropout: float = 0.0
+    ):
+        context_width = context_width or width
+        self.query = Linear(width, width, axes=("embed", "heads"), rngs=rngs)
+        self.key = Linear(context_width, width, axes=("embed", "heads"), rngs=rngs)
+        self.value = Linear(context_width, width, axes=("embed", "heads"), rngs=rngs)
+        self.out = Linear(width, width, axes=("heads", "embed"), rngs=rngs)
+        self.heads, self.dropout = heads, dropout
+
+    def _split(self, x: Array) -> Array:
+        return rearrange(x, "b n (k d) -> b n k d", k=self.heads)
+
+    def memory(self, context: Array) -> tuple[Array, Array]:
+        """What is attended to: keys and values `B M K D` of a context `B M E`."""
+        return self._split(self.key(context)), self._split(self.value(context))
+
+    def attend(
+        self, x: Array, memory: tuple[Array, Array], mask: Array | None = None, *, key: Array | None = None
+    ) -> Array:
+        """x `B N D` attends to ready keys and values `B M K D`; mask, True = may look, broadcasts to `B K N M`."""
+        query, (keys, values) = self._split(self.query(x)), memory
+        if key is None or self.dropout == 0.0:
+            mixed = jax.nn.dot_product_attention(query, keys, values, mask=mask)
+        else:
+            scores = jnp.einsum("bnkd,bmkd->bknm", query, keys, preferred_element_type=jnp.float32)
+            scores = scores * query.shape[-1] ** -0.5
+            if mask is not None:
+                scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+            weights = dropout(jax.nn.softmax(scores, -1).astype(x.dtype), self.dropout, key)
+            mixed = jnp.einsum("bknm,bmkd->bnkd", weights, values)
+        return self.out(rearrange(mixed, "b n k d -> b n (k d)"))
+
+    def __call__(
+        self, x: Array, context: Array | None = None, mask: Array | None = None, *, key: Array | None = None
+    ) -> Array:
+        return self.attend(x, self.memory(x if context is None else context), mask, key=key)
+
+
+class MLP(nnx.Module):
+    """Feed-forward network `... D -> ... D` with one hidden layer."""
+
+    def __init__(self, width: int, hidden: int, activation: Callable[[Array], Array], *, rngs: nnx.Rngs):
+        self.up = Linear(width, hidden, axes=("embed", "mlp"), rngs=rngs)
+        self.down = Linear(hidden, width, axes=("mlp", "embed"), rngs=rngs)
+        self.activation = activation
+
+    def __call__(self, x: Array) -> Array:
+        return self.down(self.activation(self.up(x)))
+
+
+class PostNormLayer(nnx.Module):
+    """BERT's layer: self-attention, then (where a context is given) cross-attention, then MLP, a norm after each sum."""
+
+    EPSILON = 1e-12
+
+    def __init__(self, width: int, heads: int, hidden: int, *, dropout: float, cross: bool, rngs: nnx.Rngs):
+        self.attention = Attention(width, heads, dropout=dropout, rngs=rngs)
+        self.attention_norm = Norm(width, epsilon=self.EPSILON, rngs=rngs)
+        if cross:
+            self.cross = Attention(width, heads, dropout=dropout, rngs=rngs)
+            self.cross_norm = Norm(width, epsilon=self.EPSILON, rngs=rngs)
+        self.mlp = MLP(width, hidden, gelu, rngs=rngs)
+        self.mlp_norm = Norm(width, epsilon=self.EPSILON, rngs=rngs)
+        self.dropout = dropout
+
+    def __call__(
+        self,
+        x: Array,
+        mask: Array | None = None,
+        context: Array | None = None,
+        context_mask: Array | None = None,
+        *,
+        key: Array | None = None,
+    ) -> Array:
+        """x `B N D`, context `B M D`; masks, True = may look, broadcast to `B K N N` and `B K N M`."""
+        self_key, cross_key, *branch_keys = split_key(key, 5)
+        x = self._after(self.attention_norm, x, self.attention(x, mask=mask, key=self_key), branch_keys[0])
+        if context is not None:
+            seen = self.cross(x, context, context_mask, key=cross_key)
+            x = self._after(self.cross_norm, x, seen, branch_keys[1])
+        return self._after(self.mlp_norm, x, self.mlp(x), branch_keys[2])
+
+    def step(
+        self,
+        x: Array,
+        past: tuple[Array, Array],
+        position: Array,
+        context: tuple[Array, Array],
+        context_mask: Array | None,
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """One decoded token for each of R rows: x `B R D`, past keys and values `B*R S K D`, context ready `B M K D`.
+
+        The rows of one input are extra queries over its one context, which is thus never repeated.
+        """
+        rows = rearrange(x, "b r d -> (b r) 1 d")
+        past = jax.tree.map(
+            lambda whole, new: lax.dynamic_update_slice_in_dim(whole, new, position, 1),
+            past,
+            self.attention.memory(rows),
+        )
+        seen = jnp.arange(past[0].shape[1]) <= position
+        rows = self.attention_norm(rows + self.attention.attend(rows, past, seen))
+        x = rearrange(rows, "(b r) 1 d -> b r d", r=x.shape[1])
+        x = self.cross_norm(x + self.cross.attend(x, context, context_mask))
+        return self.mlp_norm(x + self.mlp(x)), past
+
+    def _after(self, norm: Norm, x: Array, branch: Array, key: Array | None) -> Array:
+        return norm(x + dropout(branch, self.dropout, key))
+
+
+class WordEmbedding(nnx.Module):
+    """BERT's embedding: word + position + token type 0, normed: ids `B S` -> `B S D`."""
+
+    def __init__(
+        self, vocabulary: int, positions: int, width: int, *, dropout: float, rngs: nnx.Rngs, execution: Execution
+    ):
+        self.words = parameter(normal(), (vocabulary, width), ("vocab", "embed"), rngs)
+        self.positions = parameter(normal(), (positions, width), (None, "embed"), rngs)
+        self.types = parameter(normal(), (2, width), (None, "embed"), rngs)
+        self.norm = Norm(width, epsilon=PostNormLayer.EPSILON, rngs=rngs)
+        self.dropout, self.dtype = dropout, execution.dtype
+
+    def __call__(self, ids: Array, position: Array | int = 0, *, key: Array | None = None) -> Array:
+        """`position` is that of the first id: decoding embeds one token at a time."""
+        words = self.words[...][ids]
+        # Padding is not learned: its row moves only as an output class, where the table is tied to one.
+        words = jnp.where((ids == PAD)[..., None], lax.stop_gradient(words), words)
+        places = lax.dynamic_slice_in_dim(self.positions[...], position, ids.shape[-1])
+        embedded = self.norm(words + places + self.types[0])
+        return dropout(embedded, self.dropout, key).astype(self.dtype)
+
+
+class WordPredictor(nnx.Module):
+    """BERT's prediction head: tokens `... D` -> vocabulary logits `... V` through a word table `V D` given by the caller."""
+
+    def __init__(self, width: int, vocabulary: int, *, rngs: nnx.Rngs):
+        self.transform = Linear(width, width, axes=("embed", "mlp"), rngs=rngs)
+        self.norm = Norm(width, epsilon=PostNormLayer.EPSILON, rngs=rngs)
+        self.bias = parameter(zeros, (vocabulary,), ("vocab",), rngs)
+
+    def __call__(self, tokens: Array, table: Array) -> Array:
+        return self.project(tokens, table.T)
+
+    def project(self, tokens: Array, kernel: Array) -> Array:
+        """The same with the table already turned to `D V`: a decoding loop turns it once."""
+        hidden = self.norm(gelu(self.transform(tokens)))
+        return dense(hidden, kernel) + self.bias[...].astype(tokens.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stacks: equal layers in one module whose parameters have a leading `layers` axis
+
+
+class Stack(nnx.Module):
+    """`depth` equal layers, stored stacked (one array a parameter, axis 0 = layer) and run by `fold`."""
+
+    def __init__(
+        self, layer: Callable[[nnx.Rngs], nnx.Module], depth: int, *, rngs: nnx.Rngs, execution: Execution
+    ):
+        graph, _ = nnx.split(nnx.eval_shape(lambda: layer(nnx.Rngs(0))))
+        keys = jax.random.split(rngs.params(), depth)
+        states = jax.vmap(lambda key: nnx.split(layer(nnx.Rngs(key)))[1])(keys)
+        self.layers = nnx.merge(graph, states)
+        for _, variable in nnx.to_flat_state(nnx.state(self.layers)):
+            variable.set_metadata(axes=("layers", *variable.get_metadata()["axes"]))
+        self.depth, self.execution = depth, execution
+
+    def __getitem__(self, index: int) -> Any:
+        """The layer at `index`, sharing nothing with the stack but its values."""
+        graph, state = nnx.split(self.layers)
+        return nnx.merge(graph, jax.tree.map(lambda values: values[index], state))
+
+
+def fold(apply: Callable[..., Any], carry: Any, *stacks: Stack | None, key: Array | None = None) -> Any:
+    """Runs `carry = apply(carry, *layers, key=layer_key)` through stacks of equal depth, side by side.
+
+    A stack may be None (its layer is then None), which is how vision blocks go without temporal branches. The first
+    stack's `Execution` says whether the layers are scanned or unrolled, and what the backward pass recomputes.
+    """
+    first = next(stack for stack in stacks if stack is not None)
+    graphs, states = zip(*(nnx.split(stack.layers) if stack else (None, None) for stack in stacks), strict=True)
+    keys = None if key is None else jax.random.split(key, first.depth)
+
+    def body(carry: Any, inputs: Any) -> tuple[Any, None]:
+        states, layer_key = inputs
+        layers = [graph and nnx.merge(graph, state) for graph, state in zip(graphs, states, strict=True)]
+        return apply(carry, *layers, key=layer_key), None
+
+    if first.execution.remat != "none":
+        policy = jax.checkpoint_policies.dots_saveable if first.execution.remat == "dots" else None
+        body = jax.checkpoint(body, policy=policy, prevent_cse=not first.execution.scan)
+    if first.execution.scan:
+        return lax.scan(body, carry, (states, keys))[0]
+    for index in range(first.depth):
+        carry, _ = body(carry, jax.tree.map(lambda values: values[index], (states, keys)))
+    return carry

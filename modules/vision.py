@@ -1,0 +1,215 @@
+"""Dual vision encoder: normalised clips `B T H W C` -> tokens `B 1+T*N D`, the class token first, then frame by frame.
+
+One encoder for images and videos: an image is a clip of one frame. Patching, spatial attention and MLP live here;
+what only videos have lives in `temporal` and is lent for a call. mPLUG-2 section 3.1 (arXiv:2302.00402); CLIP's ViT.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+from flax import nnx
+from jax import lax
+
+from mplug2.errors import RecipeError
+from mplug2.modules.layers import (
+    MLP,
+    Attention,
+    Norm,
+    Stack,
+    dense,
+    drop_path,
+    fold,
+    normal,
+    parameter,
+    quick_gelu,
+    zeros,
+)
+from mplug2.roles import Array, Execution, Temporal, split_key
+
+EPSILON = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patches:
+    """CLIP's stem: every patch is projected at once. `tubelet` frames make one token, a step of `stride` frames apart."""
+
+    patch: int
+    tubelet: int = 1
+    stride: int = 1
+
+    def build(self, width: int, *, rngs: nnx.Rngs) -> "PatchStem":
+        return PatchStem(self, width, rngs=rngs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convolutions:
+    """A stem for small, sharp pictures: two 3x3 convolutions of stride 2 before the projection of a patch."""
+
+    patch: int
+    channels: tuple[int, int] = (32, 64)
+
+    def build(self, width: int, *, rngs: nnx.Rngs) -> "ConvolutionStem":
+        return ConvolutionStem(self, width, rngs=rngs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """`image` is the height and width in pixels that the position table is made for; others are interpolated."""
+
+    image: tuple[int, int]
+    stem: Patches | Convolutions
+    width: int
+    depth: int
+    heads: int
+    drop_path: float = 0.0
+
+    def __post_init__(self):
+        if self.width % self.heads:
+            raise RecipeError(f"vision: width {self.width} does not divide into {self.heads} heads")
+        if any(side % self.stem.patch for side in self.image):
+            raise RecipeError(f"vision: an image of {self.image} pixels does not divide into {self.stem.patch} px patches")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches down and across."""
+        return self.image[0] // self.stem.patch, self.image[1] // self.stem.patch
+
+    def build(self, *, rngs: nnx.Rngs, execution: Execution = Execution()) -> "Vision":
+        return Vision(self, rngs=rngs, execution=execution)
+
+
+def tiny() -> Config:
+    return Config(image=(32, 32), stem=Convolutions(patch=8, channels=(8, 16)), width=32, depth=2, heads=2)
+
+
+def small() -> Config:
+    return Config(image=(32, 32), stem=Convolutions(patch=8), width=128, depth=3, heads=4)
+
+
+def base() -> Config:
+    """CLIP ViT-B/16."""
+    return Config(image=(224, 224), stem=Patches(patch=16), width=768, depth=12, heads=12)
+
+
+def large() -> Config:
+    """CLIP ViT-L/14, the size that mPLUG-2 was released at."""
+    return Config(image=(224, 224), stem=Patches(patch=14), width=1024, depth=24, heads=16)
+
+
+class PatchStem(nnx.Module):
+    """`B T H W C -> B T' h w D`, no bias."""
+
+    def __init__(self, config: Patches, width: int, *, rngs: nnx.Rngs):
+        shape = (config.tubelet * config.patch**2 * 3, width)
+        self.kernel = parameter(normal(shape[0] ** -0.5), shape, (None, "embed"), rngs)
+        self.config = config
+
+    def __call__(self, clips: Array) -> Array:
+        p, tubelet, stride = self.config.patch, self.config.tubelet, self.config.stride
+        reach = tubelet // 2
+        clips = jnp.pad(clips, ((0, 0), (reach, reach), (0, 0), (0, 0), (0, 0)))
+        steps = range(0, clips.shape[1] - tubelet + 1, stride)
+        frames = jnp.stack([clips[:, i : i + tubelet] for i in steps], axis=1) if tubelet > 1 else clips[:, ::stride, None]
+        return dense(rearrange(frames, "b t f (h p) (w q) c -> b t h w (f p q c)", p=p, q=p), self.kernel[...])
+
+
+class ConvolutionStem(nnx.Module):
+    """`B T H W C -> B T h w D`, each frame by itself."""
+
+    def __init__(self, config: Convolutions, width: int, *, rngs: nnx.Rngs):
+        first, second = config.channels
+        self.first = parameter(normal((9 * 3 / 2) ** -0.5), (3, 3, 3, first), (None, None, None, "mlp"), rngs)
+        self.first_bias = parameter(zeros, (first,), ("mlp",), rngs)
+        self.second = parameter(normal((9 * first / 2) ** -0.5), (3, 3, first, second), (None, None, "mlp", None), rngs)
+        self.second_bias = parameter(zeros, (second,), (None,), rngs)
+        inner = (config.patch // 4) ** 2 * second
+        self.kernel = parameter(normal(inner**-0.5), (inner, width), (None, "embed"), rngs)
+        self.config = config
+
+    def __call__(self, clips: Array) -> Array:
+        frames = rearrange(clips, "b t h w c -> (b t) h w c")
+        for kernel, bias in ((self.first, self.first_bias), (self.second, self.second_bias)):
+            frames = lax.conv_general_dilated(
+                frames,
+                kernel[...].astype(frames.dtype),
+                window_strides=(2, 2),
+                padding="SAME",
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+            frames = quick_gelu(frames + bias[...].astype(frames.dtype))
+        p = self.config.patch // 4
+        return dense(
+            rearrange(frames, "(b t) (h p) (w q) c -> b t h w (p q c)", t=clips.shape[1], p=p, q=p), self.kernel[...]
+        )
+
+
+class Block(nnx.Module):
+    """Pre-norm block on `B T 1+N D`: [temporal] -> spatial attention within a frame -> [temporal] -> MLP."""
+
+    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+        self.attention_norm = Norm(config.width, epsilon=EPSILON, rngs=rngs)
+        self.attention = Attention(config.width, config.heads, rngs=rngs)
+        self.mlp_norm = Norm(config.width, epsilon=EPSILON, rngs=rngs)
+        self.mlp = MLP(config.width, 4 * config.width, quick_gelu, rngs=rngs)
+        self.drop_path = config.drop_path
+
+    def __call__(self, x: Array, branches=None, *, key: Array | None = None) -> Array:
+        attention_key, mlp_key = split_key(key, 2)
+        if branches is not None:
+            x = x.at[:, :, 1:].add(branches.before_attention(x[:, :, 1:]))
+        frames = rearrange(self.attention_norm(x), "b t n d -> (b t) n d")
+        attended = rearrange(self.attention(frames), "(b t) n d -> b t n d", b=x.shape[0])
+        x = x + drop_path(attended, self.drop_path, attention_key)
+        if branches is not None:
+            x = x.at[:, :, 1:].add(branches.before_mlp(x[:, :, 1:]))
+        return x + drop_path(self.mlp(self.mlp_norm(x)), self.drop_path, mlp_key)
+
+
+class Vision(nnx.Module):
+    def __init__(self, config: Config, *, rngs: nnx.Rngs, execution: Execution):
+        height, width = config.grid
+        self.stem = config.stem.build(config.width, rngs=rngs)
+        self.class_token = parameter(normal(config.width**-0.5), (config.width,), ("norm",), rngs)
+        self.positions = parameter(normal(config.width**-0.5), (1 + height * width, config.width), (None, "embed"), rngs)
+        self.input_norm = Norm(config.width, epsilon=EPSILON, rngs=rngs)
+        self.blocks = Stack(lambda rngs: Block(config, rngs=rngs), config.depth, rngs=rngs, execution=execution)
+        self.output_norm = Norm(config.width, epsilon=EPSILON, rngs=rngs)
+        self.config, self.dtype = config, execution.dtype
+
+    def __call__(self, clips: Array, temporal: Temporal | None = None, *, key: Array | None = None) -> Array:
+        """Clips `B T H W C`; T, H and W are free as long as H and W divide into patches."""
+        patch = self.config.stem.patch
+        if clips.ndim != 5 or clips.shape[2] % patch or clips.shape[3] % patch:
+            raise RecipeError(
+                f"vision: expected clips B T H W C whose H and W divide by {patch}, got shape {clips.shape}"
+            )
+        patches = self.stem(clips.astype(self.dtype))
+        frames, grid = patches.shape[1], patches.shape[2:4]
+        patches = rearrange(patches, "b t h w d -> b t (h w) d")
+        first = repeat(self.class_token[...].astype(self.dtype), "d -> b t 1 d", b=patches.shape[0], t=frames)
+        x = jnp.concatenate([first, patches], axis=2) + self._positions_for(grid).astype(self.dtype)
+        x = fold(
+            lambda x, block, branches, key: block(x, branches, key=key),
+            self.input_norm(x),
+            self.blocks,
+            temporal.branches if temporal is not None else None,
+            key=key,
+        )
+        whole = x[:, :, :1].mean(axis=1)
+        return self.output_norm(jnp.concatenate([whole, rearrange(x[:, :, 1:], "b t n d -> b (t n) d")], axis=1))
+
+    def _positions_for(self, grid: tuple[int, ...]) -> Array:
+        """The position table `1+h*w D`, interpolated bilinearly when the picture has another grid."""
+        table = self.positions[...]
+        if grid == self.config.grid:
+            return table
+        return resize_positions(table, self.config.grid, grid)
+
+
+def resize_positions(table: Array, grid: tuple[int, ...], to: tuple[int, ...]) -> Array:
+    """Position table `1+h*w D` of one grid -> of another; the class token's row is kept. Bilinear, as the official code."""
+    places = rearrange(table[1:], "(h w) d -> h w d", h=grid[0])
+    resized = jax.image.resize(places, (*to, table.shape[1]), "bilinear", antialias=False)
+    return jnp.concatenate([table[:1], rearrange(resized, "h w d -> (h w) d")])

@@ -1,0 +1,1 @@
+"""The commands of `mplug2`: one file each, a thin `main(argv) -> int | None`; main.py dispatches."""

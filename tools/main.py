@@ -1,0 +1,76 @@
+"""`mplug2 COMMAND ...`: finds the command's file and turns refusals into one line and an exit status.
+
+Exit status: 0 done, 1 the command's own "no", 2 refused (one line on stderr), 130 interrupted.
+"""
+
+import importlib
+import os
+import sys
+
+import mplug2
+from mplug2.errors import Mplug2Error, nearest
+
+# command -> (file in tools/, what it does)
+COMMANDS = {
+    "train": ("train", "train a recipe, or continue its run"),
+    "eval": ("evaluate", "score a run, a recipe or the shipped modules, with intervals and blind baselines"),
+    "predict": ("predict", "caption, answer or classify an image or a video"),
+    "quickstart": ("quickstart", "evaluate the shipped modules, train from scratch, write a report"),
+    "recipes": ("recipes", "list the recipes"),
+    "modules": ("modules", "list the modules and their sizes"),
+    "show": ("show", "explain a recipe or a module: route, parameters, FLOPs"),
+    "bench": ("bench", "time a train step on this machine"),
+}
+
+
+def usage() -> str:
+    """The text of `mplug2 --help`."""
+    lines = [f"  {command:<11} {summary}" for command, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: mplug2 COMMAND ...",
+            "",
+            "A zoo of multimodal modules for JAX, and the network that composes them.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "mplug2 COMMAND --help explains a command; mplug2 --version prints the version.",
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `argv` (default: the process's own arguments) and return the exit status."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        print(f"mplug2 {mplug2.__version__}")
+        return 0
+    command, rest = words[0], words[1:]
+    if command not in COMMANDS:
+        return _refuse(
+            f'there is no command "{command}"{nearest(command, COMMANDS)}; "mplug2 --help" lists them'
+        )
+    try:
+        tool = importlib.import_module(f"mplug2.tools.{COMMANDS[command][0]}")
+        return tool.main(rest) or 0
+    except Mplug2Error as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        print("mplug2: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `mplug2 recipes | head`: the reader has left, which is not an error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _refuse(reason: str) -> int:
+    print(f"mplug2: error: {' '.join(reason.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""The composition network: every module that a recipe selects, owned once, under its name.
+
+Sharing is by call, never by reference: `universal` is one object that the text route and the vision route both call. So
+parameters are a plain dict `{module: nested dict of float32 arrays}`, and one entry of it is the unit of selection, of
+checkpoints, of publishing, of freezing and of sharding. Objects exist inside a pure function only: `bind(params)`.
+"""
+
+import inspect
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+from mplug2.errors import RecipeError, nearest
+from mplug2.roles import Array, Config, Execution
+
+Parameters = dict[str, Any]
+
+
+class Network:
+    """Modules by name, without arrays: their structure, initialisation and logical axes."""
+
+    def __init__(self, modules: Mapping[str, Config], execution: Execution = Execution()):
+        self.configs = dict(modules)
+        self.execution = execution
+        self._graphs: dict[str, Any] = {}
+        self._states: dict[str, Any] = {}
+        for name in self.configs:
+            self._graphs[name], self._states[name] = nnx.split(nnx.eval_shape(lambda name=name: self._build(name, 0)))
+
+    def _build(self, name: str, seed: int | Array) -> nnx.Module:
+        # A key of its own for each name: selecting one module more does not change how the others begin.
+        key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+        return self.configs[name].build(rngs=nnx.Rngs(key), execution=self.execution)
+
+    def init(self, seed: int) -> Parameters:
+        """Fresh parameters; a pure function, so that `jax.jit` with output shardings creates them where they belong."""
+        return {name: nnx.to_pure_dict(nnx.split(self._build(name, seed))[1]) for name in self.configs}
+
+    @property
+    def shapes(self) -> Parameters:
+        """`jax.ShapeDtypeStruct` of every parameter, in the structure of `init`."""
+        return {name: nnx.to_pure_dict(state) for name, state in self._states.items()}
+
+    @property
+    def axes(self) -> Parameters:
+        """The tuple of logical axis names of every parameter, in the structure of `init`."""
+        named = {}
+        for name, state in self._states.items():
+            named[name] = nested({path: variable.get_metadata()["axes"] for path, variable in nnx.to_flat_state(state)})
+        return named
+
+    def bind(self, params: Parameters) -> dict[str, Any]:
+        """Module objects around `params`; call it inside the function that is jitted."""
+        return {name: nnx.merge(graph, params[name]) for name, graph in self._graphs.items() if name in params}
+
+
+def nested(flat: Mapping[tuple, Any]) -> dict[str, Any]:
+    """`{("a", "b"): x}` -> `{"a": {"b": x}}`."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, leaf = path
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def flat(tree: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> dict[str, Any]:
+    """`{"a": {"b": x}}` -> `{"a.b": x}`: the names that arrays have in files, reports and errors."""
+    names: dict[str, Any] = {}
+    for name, value in tree.items():
+        path = (*prefix, str(name))
+        names.update(flat(value, path) if isinstance(value, Mapping) else {".".join(path): value})
+    return names
+
+
+def parts_of(task: Callable) -> dict[str, bool]:
+    """The modules that a task composes, {name: required?}: its keyword-only arguments are the declaration."""
+    return {
+        name: argument.default is inspect.Parameter.empty
+        for name, argument in inspect.signature(task).parameters.items()
+        if argument.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def select(task: Callable, modules: Mapping[str, Any]) -> dict[str, Any]:
+    """Of `modules` those that `task` composes. Raises RecipeError when one that it needs is missing."""
+    parts = parts_of(task)
+    if missing := [name for name, required in parts.items() if required and name not in modules]:
+        hints = "".join(nearest(name, set(modules) - set(parts)) for name in missing)
+        raise RecipeError(
+            f"task {task.__name__} composes {sorted(name for name, required in parts.items() if required)}, "
+            f"but the recipe selects {sorted(modules)}: missing {missing}{hints}"
+        )
+    return {name: modules[name] for name in parts if name in modules}

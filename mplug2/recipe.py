@@ -1,0 +1,94 @@
+"""A recipe: everything that one experiment is, as one frozen value. Read it, `dataclasses.replace` it, run it.
+
+It checks itself while it is read, before any array exists: that each objective's task finds the modules it composes, that
+they fit together (traced with abstract arrays), and that every name means something.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mplug2.data.pixels import Preprocessing
+from mplug2.errors import RecipeError, nearest
+from mplug2.network import select
+from mplug2.roles import Config, Execution
+from mplug2.sharding import Mesh
+
+Mode = Literal["init", "full", "frozen"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """One task on one source of examples. `lengths`: how many ids each text field is cut or padded to."""
+
+    task: Callable[..., Any]
+    data: Any
+    batch: int
+    lengths: Mapping[str, int] = field(default_factory=dict)
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """AdamW with linear warm-up and cosine decay. Norms, biases, tokens and positions are not decayed.
+
+    `warmup` and the recipe's `steps` count optimizer steps; the rate falls to `final` times `learning_rate`; `clip` bounds
+    the global norm of the gradient (0: no bound).
+    """
+
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    final: float = 0.01
+    weight_decay: float = 0.02
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    clip: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """`modules`: configs by name; `modes`: `init` (fresh, the default), `full` (loaded, trained) or `frozen` (loaded, kept),
+    by module; `cards`: where loaded modules come from; `learning_rates`: factors by module, 1 where unsaid;
+    `objectives`: what is learned, all of them in every step, losses summed by weight; `evaluations`: what is measured.
+    """
+
+    name: str
+    modules: Mapping[str, Config]
+    objectives: Mapping[str, Objective]
+    evaluations: Mapping[str, Any] = field(default_factory=dict)
+    modes: Mapping[str, Mode] = field(default_factory=dict)
+    cards: Mapping[str, str] = field(default_factory=dict)
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+    tokenizer: str = "handwriting"
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    optimizer: AdamW = field(default_factory=AdamW)
+    steps: int = 1000
+    accumulate: int = 1
+    ema: float = 0.0
+    dropout: bool = True
+    execution: Execution = field(default_factory=Execution)
+    mesh: Mesh = field(default_factory=Mesh)
+    seed: int = 0
+    workers: int = 0
+    log_every: int = 20
+    checkpoint_every: int = 500
+    keep: int = 2
+
+    def __post_init__(self):
+        for objective in self.objectives.values():
+            select(objective.task, self.modules)
+        for label, names in (("modes", self.modes), ("cards", self.cards), ("learning_rates", self.learning_rates)):
+            for name in set(names) - set(self.modules):
+                raise RecipeError(
+                    f"recipe {self.name}: {label} names module {name!r}, the recipe selects {sorted(self.modules)}"
+                    + nearest(name, self.modules)
+                )
+        for name, mode in self.modes.items():
+            if mode not in ("init", "full", "frozen"):
+                raise RecipeError(f"recipe {self.name}: mode of {name} is {mode!r}, expected init, full or frozen")
+            if mode != "init" and name not in self.cards:
+                raise RecipeError(f"recipe {self.name}: mode {mode} of {name} needs a card to load it from (cards.{name})")
+
+    def mode(self, module: str) -> Mode:
+        return self.modes.get(module, "init")

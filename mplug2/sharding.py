@@ -1,0 +1,63 @@
+"""Devices, in one place: the mesh that a recipe states and the table from logical axes to mesh axes.
+
+Imports nothing of ours but roles. Layers name logical axes; only this file knows devices.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from mplug2.errors import RecipeError
+
+RULES: dict[str | None, str | tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp"),
+    "embed": "fsdp",
+    "heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "norm": None,
+    "layers": None,
+    None: None,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """How many devices lie along each axis."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def build(self) -> jax.sharding.Mesh:
+        sizes = asdict(self)
+        needed, there = math.prod(sizes.values()), jax.device_count()
+        if needed > there:
+            raise RecipeError(f"mesh {sizes} needs {needed} devices, there are {there}")
+        devices = jax.devices()[:needed]
+        axes = tuple(sizes)
+        return jax.make_mesh(tuple(sizes.values()), axes, axis_types=(AxisType.Auto,) * len(axes), devices=devices)
+
+
+def sharding(mesh: jax.sharding.Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
+    """Where an array lies: a dimension that its mesh axis does not divide is kept whole on every device."""
+
+    def place(axis: str | None, size: int) -> str | tuple[str, ...] | None:
+        rule = RULES[axis]
+        names = (rule,) if isinstance(rule, str) else rule or ()
+        return rule if size % math.prod(mesh.shape[name] for name in names) == 0 else None
+
+    return NamedSharding(mesh, PartitionSpec(*(place(axis, size) for axis, size in zip(axes, shape, strict=True))))
+
+
+def shardings(mesh: jax.sharding.Mesh, axes: Any, shapes: Any) -> Any:
+    """`sharding` over a tree of axis tuples and the equal tree of shapes."""
+    return jax.tree.map(lambda leaf, names: sharding(mesh, names, leaf.shape), shapes, axes)
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Examples are spread over data and fsdp alike."""
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))

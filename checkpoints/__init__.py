@@ -1,1 +1,1 @@
-"""The shelf: module cards (JSON), the small modules that ship (safetensors) and their tokenizer. Data only."""
+"""The shelf: module cards (JSON), the small modules that ship (safetensors), their tokenizer. Data only."""

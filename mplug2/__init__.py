@@ -16,19 +16,25 @@ if TYPE_CHECKING:
     from mplug2.errors import Mplug2Error as Mplug2Error
     from mplug2.errors import RecipeError as RecipeError
     from mplug2.network import Network as Network
-    from mplug2.recipe import Execution as Execution
+    from mplug2.recipe import AdamW as AdamW
+    from mplug2.recipe import Objective as Objective
     from mplug2.recipe import Recipe as Recipe
+    from mplug2.roles import Execution as Execution
+    from mplug2.sharding import Mesh as Mesh
 
 __version__ = "0.1.0"
 
 # public name -> the module that defines it; a name that is a module itself stands for its own file
 _HOMES = {
+    "AdamW": "mplug2.recipe",
     "CardError": "mplug2.errors",
     "CheckpointError": "mplug2.errors",
     "DataError": "mplug2.errors",
-    "Execution": "mplug2.recipe",
+    "Execution": "mplug2.roles",
+    "Mesh": "mplug2.sharding",
     "Mplug2Error": "mplug2.errors",
     "Network": "mplug2.network",
+    "Objective": "mplug2.recipe",
     "Recipe": "mplug2.recipe",
     "RecipeError": "mplug2.errors",
     "errors": "mplug2.errors",

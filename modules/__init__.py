@@ -1,0 +1,1 @@
+"""The zoo: one file per module, each with its Config, class and sizes."""

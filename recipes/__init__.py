@@ -1,0 +1,1 @@
+"""The experiments: one file per task, each with `tiny()` and the published sizes."""

@@ -1,0 +1,89 @@
+"""Tests run on one CPU device; those marked `devices(n)` run in a child pytest, one per file, that has n.
+
+The number of virtual CPU devices is fixed when JAX starts, and one device compiles and runs fastest. So the
+child runs all of a file's tests that need n devices and sends its reports back; a test reads as any other:
+
+    @pytest.mark.devices(8)
+    def test_loss_is_the_same_on_eight_devices(): ...
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX starts: an accelerator must not decide a test
+
+_CHILD = "MPLUG2_TEST_REPORTS"  # set in a child: the file that takes its reports, one JSON object per line
+_REPORTS = pytest.StashKey[dict[tuple[Path, int], dict[str, list[pytest.TestReport]]]]()
+
+
+def _devices(item: pytest.Item) -> int | None:
+    marker = item.get_closest_marker("devices")
+    return marker.args[0] if marker else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+    count = _devices(item)
+    if count is None or _CHILD in os.environ:
+        return None
+    known = item.session.stash.setdefault(_REPORTS, {})
+    if (item.path, count) not in known:
+        known[item.path, count] = _run_child(item, count)
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for report in known[item.path, count][item.nodeid]:
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+def _run_child(item: pytest.Item, count: int) -> dict[str, list[pytest.TestReport]]:
+    """Reports by node id of the file's tests that need `count` devices; a test the child lost has failed."""
+    items = [other for other in item.session.items if other.path == item.path and _devices(other) == count]
+    path = item.config.rootpath / ".pytest_cache" / f"devices-{os.getpid()}.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("")
+    environ = os.environ | {_CHILD: str(path), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(count)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", ""]
+    child = subprocess.run(
+        [*command, *(other.nodeid for other in items)],
+        cwd=item.config.rootpath,
+        env=environ,
+        capture_output=True,
+        text=True,
+    )
+    reports: dict[str, list[pytest.TestReport]] = {other.nodeid: [] for other in items}
+    for line in path.read_text().splitlines():
+        report = item.config.hook.pytest_report_from_serializable(config=item.config, data=json.loads(line))
+        if isinstance(report.longrepr, list):  # a skip's place and reason: JSON made a list of the tuple
+            report.longrepr = tuple(report.longrepr)
+        reports[report.nodeid].append(report)
+    path.unlink()
+    for other in items:
+        if not any(report.when == "teardown" for report in reports[other.nodeid]):
+            output = f"the process with {count} devices ended without a result:\n{child.stdout}{child.stderr}"
+            reports[other.nodeid].append(
+                pytest.TestReport(other.nodeid, other.location, {}, "failed", output, "call")
+            )
+    return reports
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if _CHILD in os.environ:
+        assert _config is not None
+        data = _config.hook.pytest_report_to_serializable(config=_config, report=report)
+        with open(os.environ[_CHILD], "a") as file:
+            file.write(json.dumps(data) + "\n")
+
+
+_config: pytest.Config | None = None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    global _config
+    _config = config

@@ -1,0 +1,19 @@
+"""The `devices` mark of conftest.py gives a test its devices, and cannot lose a failure."""
+
+import jax
+import pytest
+
+
+def test_an_unmarked_test_has_one_device():
+    assert jax.device_count() == 1
+
+
+@pytest.mark.devices(8)
+def test_a_marked_test_has_its_devices(tmp_path):
+    assert jax.device_count() == 8
+
+
+@pytest.mark.devices(8)
+@pytest.mark.xfail(strict=True, reason="a failure in the child process is a failure here")
+def test_a_failure_in_the_child_is_reported():
+    assert jax.device_count() == 1

@@ -1,1 +1,2 @@
-"""Data: real handwriting composed into scenes, readers of images and videos, tokenizers, and the Grain stream."""
+"""Data: real handwriting composed into scenes, readers of images and videos, tokenizers, and the Grain
+stream."""

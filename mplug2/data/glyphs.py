@@ -1,9 +1,11 @@
-"""Handwritten digits as ink masks: the 1,797 scans of scikit-learn's `load_digits` (8x8, UCI), split by glyph.
+"""Handwritten digits as ink masks: the 1,797 scans of scikit-learn's `load_digits` (8x8, UCI), split by
+glyph.
 
-`bank(split, pixels)` -> masks uint8 (glyphs, variants, pixels, pixels), 0 = paper and 255 = full ink. The splits share no
-glyph: train 1347, validation 150, test 300, stratified by digit under one fixed permutation. Train glyphs come in up to
-24 precomputed variants (small rotation, shear, stretch, shift and stroke gain; variant 0 is the scan itself), so that
-composing a scene costs one look-up; validation and test glyphs are the scans as written.
+`bank(split, pixels)` -> masks uint8 (glyphs, variants, pixels, pixels), 0 = paper and 255 = full ink. The
+splits share no glyph: train 1347, validation 150, test 300, stratified by digit under one fixed permutation.
+Train glyphs come in up to 24 precomputed variants (small rotation, shear, stretch, shift and stroke gain;
+variant 0 is the scan itself), so that composing a scene costs one look-up; validation and test glyphs are the
+scans as written.
 """
 
 import functools
@@ -35,7 +37,9 @@ class Bank:
 def check_split(split: str) -> str:
     """`split` itself, or a DataError with the nearest name."""
     if split not in SPLITS:
-        raise DataError(f'unknown split "{split}"; handwriting has {", ".join(SPLITS)}{nearest(split, SPLITS)}')
+        raise DataError(
+            f'unknown split "{split}"; handwriting has {", ".join(SPLITS)}{nearest(split, SPLITS)}'
+        )
     return split
 
 
@@ -54,7 +58,8 @@ def split_rows(split: str) -> np.ndarray:
     check_split(split)
     kinds = _digits()[1]
     rng = np.random.default_rng(1797)
-    # Each digit's shuffled glyphs are spread evenly over (0, 1); cutting the merged order stratifies to within one glyph.
+    # Each digit's shuffled glyphs are spread evenly over (0, 1): cutting the merged order stratifies to within a
+    # glyph.
     spread = np.empty(len(kinds))
     for kind in range(10):
         rows = rng.permutation(np.flatnonzero(kinds == kind))
@@ -79,7 +84,8 @@ def bank(split: str, pixels: int) -> Bank:
 
 
 def _draw(scans: np.ndarray, pixels: int, rng: np.random.Generator | None) -> np.ndarray:
-    """Scans float32 (N, 8, 8) -> masks uint8 (N, P, P), bilinear; with `rng` each under an affine map of its own."""
+    """Scans float32 (N, 8, 8) -> masks uint8 (N, P, P), bilinear; with `rng` each under an affine map of its
+    own."""
     count = len(scans)
     maps, shift, gain = np.broadcast_to(np.eye(2), (count, 2, 2)), np.zeros((count, 2)), np.ones(count)
     if rng is not None:
@@ -87,10 +93,12 @@ def _draw(scans: np.ndarray, pixels: int, rng: np.random.Generator | None) -> np
         shear, gain = rng.uniform(-0.15, 0.15, count), rng.uniform(0.85, 1.3, count)
         # Scans fill their paper: enlarging or shifting them further would cut strokes off.
         stretch, shift = rng.uniform(0.99, 1.2, (count, 2)), rng.uniform(-0.3, 0.3, (count, 2))
-        turn = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], -1).reshape(count, 2, 2)
+        turn = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], -1).reshape(
+            count, 2, 2
+        )
         lean = np.stack([np.ones(count), np.zeros(count), shear, np.ones(count)], -1).reshape(count, 2, 2)
         maps = (turn @ lean) * stretch[:, None, :]
-    # Inverse mapping: where on the 8x8 paper (a border of 2 blank pixels around it) does each mask pixel look?
+    # Inverse mapping: where on the 8x8 paper (with a border of 2 blank pixels) does each mask pixel look?
     line = (np.arange(pixels) + 0.5) * 8 / pixels - 4
     grid = np.stack(np.meshgrid(line, line, indexing="ij"), -1).reshape(-1, 2)
     spots = np.einsum("nij,pj->npi", maps, grid) + shift[:, None] + 4 - 0.5 + 2

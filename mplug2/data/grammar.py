@@ -1,9 +1,10 @@
 """The language of scenes: captions, partial descriptions, questions with answers, true and false statements.
 
-Lower case words without punctuation; " . " separates two sentences of one text. `caption` is canonical: one sentence per
-scene, made for exact match. Questions and statements are drawn so that a reader of the words alone scores exactly at
-`chance(type)`: whatever the question, each of its possible answers is equally likely (kinds, colours and places are
-uniform and exchangeable within a scene; where they are not, the answer is drawn first and the scene composed for it).
+Lower case words without punctuation; " . " separates two sentences of one text. `caption` is canonical: one
+sentence per scene, made for exact match. Questions and statements are drawn so that a reader of the words
+alone scores exactly at `chance(type)`: whatever the question, each of its possible answers is equally likely
+(kinds, colours and places are uniform and exchangeable within a scene; where they are not, the answer is
+drawn first and the scene composed for it).
 """
 
 from collections.abc import Callable
@@ -52,7 +53,9 @@ def article(noun: str) -> str:
 def words() -> tuple[str, ...]:
     """Every word that the grammar can say, sorted."""
     said = [*NUMBERS, *COLOURS, *SIZES, *CORNERS, *RELATIONS.values(), *_OPPOSITE, *sum(_ENDS.values(), ())]
-    said += ["a an . at the moves then appears vanishes beside still yes no is are there digit digits how many"]
+    said += [
+        "a an . at the moves then appears vanishes beside still yes no is are there digit digits how many"
+    ]
     said += ["what colour which sum of where does move or appear vanish comes first"]
     return tuple(sorted({word for text in said for word in text.split()}))
 
@@ -78,7 +81,7 @@ def _sentence(scene: Scene, nouns: list[str]) -> str:
             return f" {RELATIONS[scene.layout]} ".join(nouns)
 
 
-# Questions ------------------------------------------------------------------------------------------------------------
+# Questions
 
 
 def _count(rng: Random, compose: Compose) -> tuple[Scene, str, str]:
@@ -180,7 +183,8 @@ def questions(frames: int) -> dict[str, tuple[Callable[[Random, Compose], tuple[
 
 
 def chance(type: str, frames: int = 1) -> float:
-    """The exact score of a reader of the words alone: one over the number of possible answers to such a question."""
+    """The exact score of a reader of the words alone: one over the number of possible answers to such a
+    question."""
     known = questions(frames)
     if type not in known:
         raise DataError(f'unknown question type "{type}"; known are {", ".join(known)}{nearest(type, known)}')
@@ -194,11 +198,11 @@ def ask(rng: Random, compose: Compose, frames: int = 1, unless: tuple[str, ...] 
     return Question(type, *known[type][0](rng, compose))
 
 
-# Statements -----------------------------------------------------------------------------------------------------------
+# Statements
 
 
 def _relate(rng: Random, compose: Compose) -> tuple[Scene, str, bool]:
-    """Two digits of a row or column, and a clause on them whose wording says nothing about whether it holds."""
+    """Two digits of a row or column, and a clause whose wording says nothing about whether it holds."""
     scene, holds = compose(count=rng.randint(2, 3)), rng.random() < 0.5
     first, second = sorted(rng.sample(range(len(scene.digits)), 2))
     relation = RELATIONS[scene.layout]
@@ -253,8 +257,8 @@ _VIDEO_STATEMENTS = (_says_colour, _says_kind, _says_motion, _says_first, _says_
 
 
 def state(rng: Random, compose: Compose, frames: int = 1) -> tuple[Scene, str, int]:
-    """A scene, a statement on it, and 1 if the statement is true or 0 if it is false; each is equally likely, and
-    neither the statement alone nor the scene alone tells which."""
+    """A scene, a statement on it, and 1 if the statement is true or 0 if it is false; each is equally likely,
+    and neither the statement alone nor the scene alone tells which."""
     statement = rng.choice(_IMAGE_STATEMENTS if frames == 1 else _VIDEO_STATEMENTS)
     scene, clause, holds = statement(rng, compose)
     return scene, clause, int(holds)

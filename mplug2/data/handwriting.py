@@ -1,7 +1,7 @@
 """Handwriting: views of composed scenes as random-access sources of raw examples.
 
-`Handwriting(view, frames, canvas).source(split)[index]` -> dict with `index`, `clips` uint8 T H W C unless the view is
-text only, and the view's fields:
+`Handwriting(view, frames, canvas).source(split)[index]` -> dict with `index`, `clips` uint8 T H W C unless
+the view is text only, and the view's fields:
 
     digit          one digit: `label` = its kind, `caption`
     caption        the canonical `caption`
@@ -12,8 +12,8 @@ text only, and the view's fields:
     entail         `text` = "<caption> . <statement>", `label` 1 if it follows, else 0
     text_question  `text` = "<caption> . <question>", `target` = its answer, `type`
 
-Train scenes are a pure function of (seed, view, frames, canvas, index), composed from train glyphs when they are asked
-for; validation and test scenes are read from the data set that `mplug2.data.builders` writes once.
+Train scenes are a pure function of (seed, view, frames, canvas, index), composed from train glyphs when they
+are asked for; validation and test scenes are read from the data set that `mplug2.data.builders` writes once.
 """
 
 import functools
@@ -21,8 +21,6 @@ import hashlib
 from dataclasses import dataclass
 from random import Random
 from typing import Any
-
-import numpy as np
 
 from mplug2.data import grammar, scenes
 from mplug2.data.glyphs import check_split
@@ -46,7 +44,9 @@ class Handwriting:
     def __post_init__(self) -> None:
         if self.view not in VIEWS:
             known = ", ".join(VIEWS)
-            raise DataError(f'unknown view "{self.view}" of handwriting; known are {known}{nearest(self.view, VIEWS)}')
+            raise DataError(
+                f'unknown view "{self.view}" of handwriting; known are {known}{nearest(self.view, VIEWS)}'
+            )
 
     def source(self, split: str) -> "Composed":
         """Examples of `split` ("train", "validation" or "test"), by index."""

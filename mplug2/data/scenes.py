@@ -1,13 +1,15 @@
 """Scenes of handwritten digits: composing them, and rendering them to clips uint8 T H W C.
 
-An image scene (one frame) has one digit in a quadrant ("corner"), or two or three in a "row" or a "column". A video
-scene is one event: a digit crosses the canvas ("motion"), one digit gives way to another ("order"), or one digit is
-there in only the second ("appear") or the first ("vanish") half while another stands still. Kinds and colours within a
-scene are distinct, and relations exclude one another, so every question has one answer.
+An image scene (one frame) has one digit in a quadrant ("corner"), or two or three in a "row" or a "column". A
+video scene is one event: a digit crosses the canvas ("motion"), one digit gives way to another ("order"), or
+one digit is there in only the second ("appear") or the first ("vanish") half while another stands still.
+Kinds and colours within a scene are distinct, and relations exclude one another, so every question has one
+answer.
 
-Every event and its opposite have the same distribution over *sets* of frames (each half holds the same number of
-frames, a path runs over the same places either way, the noise is independent), so a reader that is blind to the order
-of frames scores exactly at chance. Lengths below are for a 32-pixel canvas; other canvases scale.
+Every event and its opposite have the same distribution over *sets* of frames (each half holds the same number
+of frames, a path runs over the same places either way, the noise is independent), so a reader that is blind
+to the order of frames scores exactly at chance. Lengths below are for a 32-pixel canvas; other canvases
+scale.
 """
 
 import functools
@@ -28,14 +30,16 @@ IMAGE_LAYOUTS = ("corner", "row", "column")
 VIDEO_LAYOUTS = ("motion", "order", "appear", "vanish")
 
 Spot = tuple[int, int]  # row and column of a digit's top left pixel
-_INK = {name: (np.arange(256)[:, None] * np.array(rgb) // 255).astype(np.uint8) for name, rgb in COLOURS.items()}
+_INK = {
+    name: (np.arange(256)[:, None] * np.array(rgb) // 255).astype(np.uint8) for name, rgb in COLOURS.items()
+}
 _NOISE_STARTS = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
 class Digit:
-    """One digit of a scene: `glyph` and `variant` index its split's bank, `path` is its spot in every frame (None
-    where it is not shown)."""
+    """One digit of a scene: `glyph` and `variant` index its split's bank, `path` is its spot in every frame
+    (None where it is not shown)."""
 
     kind: int
     glyph: int
@@ -47,9 +51,9 @@ class Digit:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Digits in reading order (left to right, top to bottom, first to last; in "appear" and "vanish" the changing digit,
-    then the still one). `where` is the corner or the direction of the layouts that have one. `noise` picks the
-    background."""
+    """Digits in reading order (left to right, top to bottom, first to last; in "appear" and "vanish" the
+    changing digit, then the still one). `where` is the corner or the direction of the layouts that have one.
+    `noise` picks the background."""
 
     split: str
     canvas: int
@@ -63,7 +67,8 @@ class Scene:
         return len(self.digits[0].path)
 
     def boxes(self) -> np.ndarray:
-        """Boxes float32 (digits, T, 4): top, left, bottom, right in 0..1; all zero where the digit is not shown."""
+        """Boxes float32 (digits, T, 4): top, left, bottom, right in 0..1; all zero where the digit is not
+        shown."""
         rows = []
         for digit in self.digits:
             side = pixels(digit.size, self.canvas)
@@ -89,11 +94,16 @@ def compose(
     sizes: Sequence[str] | None = None,
     where: str | None = None,
 ) -> Scene:
-    """A scene drawn by `rng`; whatever is given stays fixed, the rest is uniform. Frames: 1 for an image, else >= 2."""
+    """A scene drawn by `rng`; whatever is given stays fixed, the rest is uniform. Frames: 1 for an image,
+    else >= 2."""
     if frames < 1 or canvas < 32 or canvas % 8:
-        raise DataError(f"a scene needs frames >= 1 and a canvas of 32, 40, 48 ... pixels; got {frames} and {canvas}")
+        raise DataError(
+            f"a scene needs frames >= 1 and a canvas of 32, 40, 48 ... pixels; got {frames} and {canvas}"
+        )
     if frames == 1:
-        count = count or (len(kinds) if kinds else 1 if layout == "corner" else rng.randint(2 if layout else 1, 3))
+        count = count or (
+            len(kinds) if kinds else 1 if layout == "corner" else rng.randint(2 if layout else 1, 3)
+        )
         layout = layout or ("corner" if count == 1 else rng.choice(("row", "column")))
     else:
         layout = layout or rng.choice(("motion", "order", rng.choice(("appear", "vanish"))))
@@ -116,9 +126,13 @@ def compose(
     else:
         paths = [(spot,) for spot in _line(rng, sides, canvas, across=layout == "row")]
     digits = []
-    for kind, colour, size, side, path in zip(kinds, rng.sample(tuple(COLOURS), count), sizes, sides, paths, strict=True):
+    for kind, colour, size, side, path in zip(
+        kinds, rng.sample(tuple(COLOURS), count), sizes, sides, paths, strict=True
+    ):
         glyphs = bank(split, side)
-        digits.append(Digit(kind, rng.choice(glyphs.by_kind[kind]), rng.randrange(glyphs.variants), colour, size, path))
+        digits.append(
+            Digit(kind, rng.choice(glyphs.by_kind[kind]), rng.randrange(glyphs.variants), colour, size, path)
+        )
     return Scene(split, canvas, layout, where or "", tuple(digits), rng.randrange(_NOISE_STARTS))
 
 
@@ -159,7 +173,10 @@ def _corner(rng: Random, where: str, side: int, canvas: int) -> Spot:
     """A spot within one quadrant, at least a pixel clear of the centre lines."""
     unit, half = canvas // 32, canvas // 2
     row, column = (rng.randint(0, half - unit - side) for _ in range(2))
-    return (row + (half + unit) * where.startswith("bottom"), column + (half + unit) * where.endswith("right"))
+    return (
+        row + (half + unit) * where.startswith("bottom"),
+        column + (half + unit) * where.endswith("right"),
+    )
 
 
 def _anywhere(rng: Random, side: int, canvas: int) -> Spot:
@@ -177,7 +194,8 @@ def _spread(rng: Random, sides: Sequence[int], canvas: int, gap: int) -> list[in
 
 
 def _line(rng: Random, sides: Sequence[int], canvas: int, across: bool) -> list[Spot]:
-    """Two or three digits in a row (`across`) or a column: a clear gap along it, centres within 2 pixels across it."""
+    """Two or three digits in a row (`across`) or a column: a clear gap along it, centres within 2 pixels
+    across it."""
     unit = canvas // 32
     along = _spread(rng, sides, canvas, gap=unit * (2 if len(sides) == 2 else 1))
     widest = (max(sides) + 1) // 2
@@ -209,6 +227,7 @@ def _motion(rng: Random, where: str, side: int, canvas: int, frames: int) -> tup
 
 
 def _half(spot: Spot, frames: int, late: bool) -> tuple[Spot | None, ...]:
-    """Shown in the first or the last `frames // 2` frames; the middle frame of an odd number belongs to neither half."""
+    """Shown in the first or the last `frames // 2` frames; the middle frame of an odd number belongs to
+    neither half."""
     shown, hidden = (spot,) * (frames // 2), (None,) * (frames - frames // 2)
     return hidden + shown if late else shown + hidden

@@ -1,16 +1,17 @@
 """The stream: raw examples -> shuffled, mixed, tokenised batches of fixed shape, resumed exactly, on Grain.
 
-A batch is a flat dict: `clips` uint8 B T H W C, `label` and `index` int32 (B,), and each text field that the feed gives
-a length, int32 B S: `begin ... end pad pad`. A feed that asks for `masked` also gets BERT's corruption of its `caption`
-or `text` as `masked` and `masked_target` (0 = not chosen). A step of the stream is one batch per feed.
+A batch is a flat dict: `clips` uint8 B T H W C, `label` and `index` int32 (B,), and each text field that the
+feed gives a length, int32 B S: `begin ... end pad pad`. A feed that asks for `masked` also gets BERT's
+corruption of its `caption` or `text` as `masked` and `masked_target` (0 = not chosen). A step of the stream
+is one batch per feed.
 
-Order is a pure function of (seed, step): the state is the step alone, the same for any number of threads, worker
-processes and hosts. Each host reads its own contiguous share of every global batch.
+Order is a pure function of (seed, step): the state is the step alone, the same for any number of threads,
+worker processes and hosts. Each host reads its own contiguous share of every global batch.
 """
 
 import sys
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -25,7 +26,8 @@ _ENDLESS = sys.maxsize
 
 
 class Source(Protocol):
-    """Raw examples by index, each a dict of `clips`, strings, `label` and `index`; Grain's RandomAccessDataSource."""
+    """Raw examples by index, each a dict of `clips`, strings, `label` and `index`; Grain's
+    RandomAccessDataSource."""
 
     def __len__(self) -> int: ...
 
@@ -40,15 +42,16 @@ class Data(Protocol):
 
 @dataclass(frozen=True)
 class Mixture:
-    """Several data sets of like views in fixed proportions, e.g. `Mixture({Handwriting("caption"): 3, mine: 1})`."""
+    """Several data sets of like views in fixed proportions, e.g. `Mixture({Handwriting("caption"): 3, mine:
+    1})`."""
 
     parts: Mapping[Any, float]  # Data -> weight
 
 
 @dataclass(frozen=True)
 class Feed:
-    """What one task reads: `batch` examples of `data` a step (over all hosts together), and the length in tokens of
-    each text field it wants, e.g. `{"caption": 24}` or `{"masked": 24}`."""
+    """What one task reads: `batch` examples of `data` a step (over all hosts together), and the length in
+    tokens of each text field it wants, e.g. `{"caption": 24}` or `{"masked": 24}`."""
 
     data: Any  # Data | Mixture
     batch: int
@@ -56,40 +59,49 @@ class Feed:
 
 
 class Stream(Iterator[dict[str, Batch]]):
-    """Endless steps `{feed: batch}`. `get_state()` is JSON-able; `set_state` continues with the very next step."""
+    """Endless steps `{feed: batch}`. `get_state()` is JSON-able; `set_state` continues with the very next
+    step."""
 
     def __init__(self, steps: "_Steps", workers: int, threads: int):
         self._steps, self._workers, self._threads = steps, workers, threads
         self._step = 0
-        self._iterator: Iterator[dict[str, Batch]] | None = None
-        self._finalizer: weakref.finalize | None = None
+        self._running: list[Any] = []  # the open Grain iterator, if any
+        weakref.finalize(self, _stop, self._running)  # also at exit, before Grain's modules are torn down
 
     def __next__(self) -> dict[str, Batch]:
-        if self._iterator is None:
-            self._iterator = self._open()
-        step = next(self._iterator)
+        if not self._running:
+            self._running.append(self._open())
+        step = next(self._running[0])
         self._step += 1
+        if self._workers:  # out of the shared memory of a worker process, which ends before its batches may
+            step = {
+                feed: {field: np.array(array) for field, array in batch.items()}
+                for feed, batch in step.items()
+            }
         return step
 
     def get_state(self) -> dict[str, Any]:
         return {"step": self._step, **self._order()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continues where `state` was taken. Raises DataError if it belongs to a stream with another order."""
+        """Continues where `state` was taken. Raises DataError on a state of a stream in another order."""
         theirs = {key: value for key, value in state.items() if key != "step"}
         if theirs != self._order():
-            raise DataError(f"the saved position is of a stream with {theirs}; this stream has {self._order()}")
+            raise DataError(
+                f"the saved position is of a stream with {theirs}; this stream has {self._order()}"
+            )
         self.close()
         self._step = int(state["step"])
 
     def close(self) -> None:
         """Ends the background threads and processes; the next step starts them again."""
-        if self._finalizer is not None:
-            self._finalizer()
-        self._iterator = self._finalizer = None
+        _stop(self._running)
 
     def _order(self) -> dict[str, Any]:
-        return {"seed": self._steps.seed, "batch": {name: feed.batch for name, feed in self._steps.feeds.items()}}
+        return {
+            "seed": self._steps.seed,
+            "batch": {name: feed.batch for name, feed in self._steps.feeds.items()},
+        }
 
     def _open(self) -> Iterator[dict[str, Batch]]:
         steps = grain.MapDataset.source(replace(self._steps, start=self._step))
@@ -98,12 +110,17 @@ class Stream(Iterator[dict[str, Batch]]):
         if self._workers:
             from absl import flags
 
-            if not flags.FLAGS.is_parsed():  # Grain's workers read absl flags, which only absl.app would have parsed
+            if (
+                not flags.FLAGS.is_parsed()
+            ):  # Grain's workers read absl flags, which only absl.app would have parsed
                 flags.FLAGS(sys.argv[:1])
             steps = steps.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
-        iterator = iter(steps)
-        self._finalizer = weakref.finalize(self, iterator.close)  # also at exit, before modules are torn down
-        return iterator
+        return iter(steps)
+
+
+def _stop(running: list[Any]) -> None:
+    while running:
+        running.pop().close()
 
 
 def stream(
@@ -119,12 +136,15 @@ def stream(
 ) -> Stream:
     """The endless stream of `feeds`, reshuffled every epoch.
 
-    `threads` prepare steps in the background (0: in the caller); `workers` are processes that do so instead, worth
-    their start-up only where decoding is heavy. Raises DataError on a batch that the hosts cannot share evenly.
+    `threads` prepare steps in the background (0: in the caller); `workers` are processes that do so instead,
+    worth their start-up only where decoding is heavy. Raises DataError on a batch that the hosts cannot share
+    evenly.
     """
     for name, feed in feeds.items():
         if feed.batch < 1 or feed.batch % process_count:
-            raise DataError(f'feed "{name}": a batch of {feed.batch} cannot be shared by {process_count} process(es)')
+            raise DataError(
+                f'feed "{name}": a batch of {feed.batch} cannot be shared by {process_count} process(es)'
+            )
     steps = _Steps(dict(feeds), tokenizer, seed, split, process_index, process_count)
     return Stream(steps, workers, threads)
 
@@ -141,9 +161,9 @@ def epoch(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Every example of `split` (the first `limit`) once, in order, over all hosts together: batches of `batch` with
-    `valid` bool (B,), the last one filled up with copies of its first example that are not valid. All hosts get the
-    same number of batches."""
+    """Every example of `split` (the first `limit`) once, in order, over all hosts together: batches of
+    `batch` with `valid` bool (B,), the last one filled up with copies of its first example that are not
+    valid. All hosts get the same number of batches."""
     parts = [part.source(split) for part in (data.parts if isinstance(data, Mixture) else [data])]
     places = [(source, index) for source in parts for index in range(len(source))][:limit]
     for start in range(0, len(places), batch * process_count):
@@ -154,14 +174,18 @@ def epoch(
         yield full | {"valid": np.arange(batch) < len(rows)}
 
 
-def collate(examples: Sequence[Mapping[str, Any]], lengths: Mapping[str, int], tokenizer: Tokenizer, seed: int) -> Batch:
+def collate(
+    examples: Sequence[Mapping[str, Any]], lengths: Mapping[str, int], tokenizer: Tokenizer, seed: int
+) -> Batch:
     """Raw examples -> one batch. Raises DataError on a field they lack, or on clips of different shapes."""
     first = examples[0]
     batch: Batch = {"index": np.array([example["index"] for example in examples], np.int32)}
     if "clips" in first:
         shapes = {example["clips"].shape for example in examples}
         if len(shapes) > 1:
-            raise DataError(f"clips of one batch must have one shape T H W C; got {', '.join(map(str, sorted(shapes)))}")
+            raise DataError(
+                f"clips of one batch must have one shape T H W C; got {', '.join(map(str, sorted(shapes)))}"
+            )
         batch["clips"] = np.stack([example["clips"] for example in examples])
     if "label" in first:
         batch["label"] = np.array([example["label"] for example in examples], np.int32)
@@ -169,16 +193,21 @@ def collate(examples: Sequence[Mapping[str, Any]], lengths: Mapping[str, int], t
         written = field if field != "masked" else "caption" if "caption" in first else "text"
         if not isinstance(first.get(written), str):
             known = [name for name, value in first.items() if isinstance(value, str)] + ["masked"]
-            raise DataError(f'no text field "{field}" in the data; it has {", ".join(known)}{nearest(field, known)}')
+            raise DataError(
+                f'no text field "{field}" in the data; it has {", ".join(known)}{nearest(field, known)}'
+            )
         batch[field] = np.stack([tokenizer.encode(example[written], length) for example in examples])
     if "masked" in lengths:
         batch["masked"], batch["masked_target"] = corrupt(batch["masked"], batch["index"], tokenizer, seed)
     return batch
 
 
-def corrupt(ids: np.ndarray, index: np.ndarray, tokenizer: Tokenizer, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """BERT's masking of ids int32 B S: 15% of the words are chosen, at least one; of these 80% become `mask`, 10% a
-    random word, 10% stay. -> corrupted ids, targets (0 = not chosen). A pure function of (seed, example, position)."""
+def corrupt(
+    ids: np.ndarray, index: np.ndarray, tokenizer: Tokenizer, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """BERT's masking of ids int32 B S: 15% of the words are chosen, at least one; of these 80% become `mask`,
+    10% a random word, 10% stay. -> corrupted ids, targets (0 = not chosen). A pure function of (seed,
+    example, position)."""
     table = tokenizer.table()
     special = np.array([table[name] for name in SPECIAL])
     vocabulary = np.setdiff1d(np.arange(table["size"]), special)
@@ -192,7 +221,8 @@ def corrupt(ids: np.ndarray, index: np.ndarray, tokenizer: Tokenizer, seed: int)
 
 
 def _uniform(seed: int, index: np.ndarray, length: int, salt: int) -> np.ndarray:
-    """Counter-based random numbers in [0, 1), float64 (B, length): SplitMix64 of (seed, salt, example, position)."""
+    """Counter-based random numbers in [0, 1), float64 (B, length): SplitMix64 of (seed, salt, example,
+    position)."""
 
     def mix(x: np.ndarray) -> np.ndarray:
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -201,12 +231,15 @@ def _uniform(seed: int, index: np.ndarray, length: int, salt: int) -> np.ndarray
 
     golden = np.uint64(0x9E3779B97F4A7C15)
     rows = mix(mix(np.array([seed * 4 + salt], np.uint64) * golden) + index.astype(np.uint64) * golden)
-    return (mix(rows[:, None] + np.arange(1, length + 1, dtype=np.uint64) * golden) >> np.uint64(11)) * 2.0**-53
+    return (
+        mix(rows[:, None] + np.arange(1, length + 1, dtype=np.uint64) * golden) >> np.uint64(11)
+    ) * 2.0**-53
 
 
 @dataclass(frozen=True)
 class _Steps:
-    """Steps by index, counted from `start`, as a Grain source: the part of the stream that worker processes hold."""
+    """Steps by index, counted from `start`, as a Grain source: the part of the stream that worker processes
+    hold."""
 
     feeds: dict[str, Feed]
     tokenizer: Tokenizer
@@ -221,8 +254,12 @@ class _Steps:
         for place, (name, feed) in enumerate(self.feeds.items()):
             parts = feed.data.parts if isinstance(feed.data, Mixture) else {feed.data: 1.0}
             seeds = (self.seed * 1009 + place * 31 + number for number in range(len(parts)))
-            shuffled = [_shuffled(data.source(self.split), seed) for data, seed in zip(parts, seeds, strict=True)]
-            orders[name] = grain.MapDataset.mix(shuffled, list(parts.values())) if len(parts) > 1 else shuffled[0]
+            shuffled = [
+                _shuffled(data.source(self.split), seed) for data, seed in zip(parts, seeds, strict=True)
+            ]
+            orders[name] = (
+                grain.MapDataset.mix(shuffled, list(parts.values())) if len(parts) > 1 else shuffled[0]
+            )
         object.__setattr__(self, "_orders", orders)
 
     def __len__(self) -> int:

@@ -1,8 +1,8 @@
 """Tokenizers: text -> int32 ids `begin ... end pad pad`, pad == 0, and back.
 
 `SentencePiece()` is the zoo's own: a unigram model trained on the train split's grammar, shipped as
-`checkpoints/handwriting.model`. Every word of the grammar is one piece; other lower-case words are spelled. Upper case
-is folded and `?` `!` `,` `;` are dropped by the model itself.
+`checkpoints/handwriting.model`. Every word of the grammar is one piece; other lower-case words are spelled.
+Upper case is folded and `?` `!` `,` `;` are dropped by the model itself.
 """
 
 import functools
@@ -32,7 +32,8 @@ class Tokenizer(Protocol):
         ...
 
     def encode(self, text: str, length: int) -> np.ndarray:
-        """Text -> int32 (length,): `begin ... end pad pad`; whole words that do not fit before `end` are left out."""
+        """Text -> int32 (length,): `begin ... end pad pad`; whole words that do not fit before `end` are left
+        out."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -46,8 +47,8 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class SentencePiece:
-    """A SentencePiece model: the name of a shipped one, or a path. Raises DataError if it cannot be read or if its
-    special ids are not those of SPECIAL."""
+    """A SentencePiece model: the name of a shipped one, or a path. Raises DataError if it cannot be read or
+    if its special ids are not those of SPECIAL."""
 
     model: str = "handwriting.model"
 
@@ -58,7 +59,7 @@ class SentencePiece:
             return shipped.read_bytes() if shipped.is_file() else Path(self.model).read_bytes()
         except OSError as error:
             raise DataError(
-                f'no tokenizer "{self.model}": neither shipped with the zoo nor a readable file ({error.strerror})'
+                f'no tokenizer "{self.model}": neither shipped nor a readable file ({error.strerror})'
             ) from None
 
     @functools.cached_property
@@ -68,7 +69,13 @@ class SentencePiece:
             pieces.LoadFromSerializedProto(self._bytes)
         except RuntimeError:
             raise DataError(f'"{self.model}" is not a SentencePiece model') from None
-        found = [pieces.pad_id(), pieces.unk_id(), pieces.bos_id(), pieces.eos_id(), pieces.PieceToId("<mask>")]
+        found = [
+            pieces.pad_id(),
+            pieces.unk_id(),
+            pieces.bos_id(),
+            pieces.eos_id(),
+            pieces.PieceToId("<mask>"),
+        ]
         if found != list(SPECIAL.values()):
             raise DataError(f'"{self.model}" has special ids {found}; the zoo needs {SPECIAL}')
         return pieces
@@ -114,7 +121,8 @@ class SentencePiece:
 
 
 def train(file: Path, size: int = 96) -> None:
-    """Trains the zoo's tokenizer on the train split's grammar and writes it to `file`; the same bytes every time."""
+    """Trains the zoo's tokenizer on the train split's grammar and writes it to `file`; the same bytes every
+    time."""
     from sentencepiece import sentencepiece_model_pb2
 
     from mplug2.data.grammar import words
@@ -126,7 +134,9 @@ def train(file: Path, size: int = 96) -> None:
             source = Handwriting(view, frames).source("train")
             for index in range(1000):
                 texts += source.texts(index).values()
-    texts += [f"{one} {other}" for one in words() for other in words()] * 20  # a rare word is one piece as well
+    texts += [
+        f"{one} {other}" for one in words() for other in words()
+    ] * 20  # a rare word is one piece as well
     random.Random(0).shuffle(texts)
     rules = [(chr(upper), chr(upper + 32)) for upper in range(65, 91)] + [(mark, " ") for mark in "?!,;"]
     model = io.BytesIO()
@@ -152,5 +162,7 @@ def train(file: Path, size: int = 96) -> None:
     finally:
         normal.unlink()
     proto = sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())  # pyright: ignore[reportAttributeAccessIssue]
-    proto.normalizer_spec.ClearField("normalization_rule_tsv")  # a path of this machine; the rules are compiled in
+    proto.normalizer_spec.ClearField(
+        "normalization_rule_tsv"
+    )  # a path of this machine; the rules are compiled in
     file.write_bytes(proto.SerializeToString(deterministic=True))

@@ -37,6 +37,9 @@ _NUMBER = "art ca fig figs no nos op pp prop"
 _STARTERS = """A About According Additionally After An And As At But Earlier He Her Here However If In It Last Many More
 Mr Ms Now Once One Other Our She Since So Some Such That The Their Then There These They This We When While What Yet
 You"""
+_QUOTES = {"\u201e": "\u201e", "`": "`\u2018\u201b\u2039\u0091", "'": "\u2019\u203a\u0092", "``": "\u201c\u00ab\u0093", "''": "\u201d\u00bb\u0094"}
+_CURLY = "".join(_QUOTES.values())
+_PLAIN_QUOTE = {character: plain for plain, characters in _QUOTES.items() for character in characters}
 _ASSIMILATED = {"cannot": 3, "gonna": 3, "gotta": 3, "lemme": 3, "gimme": 3, "wanna": 3, "'tis": 2, "'twas": 2}
 
 
@@ -64,7 +67,8 @@ _ENDING = "|".join(
     ]
 )
 _STAYING = f"(?i:{_any(_STAYS)})|{_cased(_STAYS_NOT_UPPER, str.lower, str.capitalize)}"
-_URL_PATH = r'(?:/[^\s"<>|()]+[^\s"<>|.!?(){},\-])'
+_URL_PATH = r'(?:/[^ \t\n"<>|()]+[^ \t\n"<>|.!?(){},\-])'
+_MAIL = r'[^ \t\n"<>|(){}\u00a0]'
 _FRACTION = rf"(?:{D}{{1,4}}[- \u00a0])?{D}{{1,4}}[/\u2044]{D}{{1,4}}"
 _SLASHED = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
 _ACRONYM = r"[A-Za-z](?:\.[A-Za-z])+"
@@ -83,22 +87,24 @@ _RULES: list[tuple[str, str]] = [
     (r"(&[aeiouAEIOU](?:acute|grave|uml);|&#[0-9]+;)", "word"),
     (rf"((?:{L}*[A-MO-Za-mo-z])?(?=[nN]{A}[tT](?![A-Za-z])))(?<=.)[nN]{A}[tT]", "word"),
     (rf"([nN]{A}[tT])[^A-Za-z]", "clitic"),
-    (rf"({A}(?:[msdMSD]|re|ve|ll|RE|VE|LL|Re|Ve|Ll))[^A-Za-z]", "clitic"),
+    (rf"({A}(?i:[msd]|re|ve|ll))[^A-Za-z]", "clitic"),
+    (r"([\u2019\u0092](?i:[msd]|re|ve|ll))", "clitic"),
     (rf"({A}[nN]{A}?)", "word"),
     (rf"([lLdDjJ]{A})", "word"),
     (rf"([Ss]omethin{A}|[Oo]l{A}|[Dd]unkin{A})", "word"),
     (r"('[tT](?:[iI][sS]|[wW][aA][sS]))", "word"),
     (r"(-(?:[LR][RSC]B|[lr][rsc]b)-)", "word"),
     (rf"({A}em|{A}[Tt]ill?|{A}cause|{A}[2-9]0s|[Cc]{A}mon|[Cc]ap{A}n|[Ee]{A}er)", "word"),
-    (rf"({L}*[aeiouyAEIOUY]{A}[aeiouA-Z]{L}*)", "word"),
-    (rf"([dDoOlL]{A}{L}+)", "word"),
+    (rf"({L}{W}*){A}(?i:[msd]|re|ve|ll)", "word"),
     (rf"([Yy]{A}){L}", "clitic"),
+    (rf"({L}+[aeiouyAEIOUY](?:{A}|`)[aeiouA-Z]{L}*)", "word"),
+    (rf"([dDoOlL]{A}{L}+)", "word"),
     (rf"({A}[0-9][0-9])(?:{S}|\n)", "word"),
-    (rf"({A})(?:[A-Za-z][^\s])", "`"),
+    (r"(')[A-Za-z]\S", "'"),
     (r'(https?://[^\s"<>|()]+[^\s"<>|.!?(){},\-])', "word"),
     (r'((?:www|WWW)\.(?:[^\s"<>|.!?(){},]+\.)+[a-zA-Z]{2,4}' + _URL_PATH + "?)", "word"),
-    (r"((?:[^\s\"`'<>|.!?(){},\-_$]+\.)+(?:com|net|org|edu|COM|NET|ORG|EDU)" + _URL_PATH + "?)", "word"),
-    (r'([a-zA-Z0-9][^\s"<>|(){}]*@(?:[^\s"<>|(){}.]+\.)*[^\s"<>|(){}\[\].,]+)', "word"),
+    (r"((?:[^\s\"`'|!?(){}$,-_]+\.)+(?:com|net|org|edu|COM|NET|ORG|EDU)" + _URL_PATH + "?)", "word"),
+    (rf"(<?[a-zA-Z0-9]{_MAIL}*@(?:(?!\.){_MAIL}+?\.)*(?:(?!\.){_MAIL})+>?)", "word"),
     (r"(@[a-zA-Z_][a-zA-Z_0-9]*)", "word"),
     (rf"(#{L}+)", "word"),
     (rf"({L}{W}*(?:[.!?]{L}{W}*)*)", "word"),
@@ -111,12 +117,12 @@ _RULES: list[tuple[str, str]] = [
         r"[0-9]{3,4}[\- \u00a0]?[0-9]{3,5})",
         "word",
     ),
-    (r"([A-Za-z0-9][A-Za-z0-9.,\u00ad]*(?:-(?:[A-Za-z0-9\u00ad]+|" + _ACRONYM + r"\.))+)", "word"),
+    (r"([A-Za-z0-9][A-Za-z0-9.,_\u00ad]*(?:-(?:" + _ACRONYM + r"\.|[A-Za-z0-9\u00ad]+))+)", "word"),
     (r"([A-Za-z0-9]+(?:_[A-Za-z0-9]+)*)", "word"),
     (rf"({_SLASHED}(?:/{_SLASHED}){{1,2}})", "word"),
     (r"([A-Z]+(?:(?:[+&]|&amp;)[A-Z]+)+)", "word"),
     (r"([A-Z]*\$)", "word"),
-    (r"([Cc]\+\+|[CF]#)", "word"),
+    (r"([Cc]\+\+|[CcFf]#)", "word"),
     (rf"((?:{_ENDING})\.){_SENTENCE}", "period"),
     (rf"((?:{_ENDING})\.)", "word"),
     (rf"({_ACRONYM}\.){_STARTER}", "period"),
@@ -124,11 +130,14 @@ _RULES: list[tuple[str, str]] = [
     (rf"([A-Za-z])\.(?:{S}|\n){_any(_STARTERS)}(?![A-Za-z])", "word"),
     (rf"((?:[A-Za-z]|{_STAYING})\.)", "word"),
     (rf"((?i:{_any(_NUMBER)})\.){S}?{D}", "word"),
-    (rf"({L}{W}*\.)[,;:\u3001]", "word"),
+    (rf"({W}+\.)[,;:\u3001]", "word"),
     (rf"({_SMILE})[^A-Za-z0-9]", "word"),
     (rf"({_EYE}_{_EYE}|\({_EYE}[_.]?{_EYE}\)|\({_CHEEK}-{_CHEEK}\))", "word"),
     (rf"(\.\.\.+|\.(?:{S}\.){{2,}}|[\u2026\u0085])", "..."),
+    (r"((?i:pro|anti)-)", "word"),
     (r"(--+)", "--"),
+    (r"((?:\\\*)+|\*\*+|##+|@@|<<|>>)", "word"),
+    (rf"([{_CURLY}]{{2}})", "quotes"),
     (r"([!?]+)", "word"),
     (r"(_+)", "word"),
     (r"(``|''|`|[\u2018\u2019\u201b\u2039\u203a\u0091\u0092]|')", "'"),
@@ -195,6 +204,8 @@ def _written(token: str, kind: str) -> list[str]:
             return [word[:split], word[split:]]
         word = word.replace(" ", "\u00a0").replace("(", "-lrb-").replace(")", "-rrb-")
         return [word, "."] if kind == "period" else [word] if word else []
+    if kind == "quotes":
+        return ["".join(_PLAIN_QUOTE[character] for character in token)]
     if kind == "clitic":
         return [re.sub(A, "'", token).lower()]
     return [kind] if kind else []

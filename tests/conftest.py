@@ -27,7 +27,7 @@ def _devices(item: pytest.Item) -> int | None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     count = _devices(item)
     if count is None or _CHILD in os.environ:
         return None
@@ -36,6 +36,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
         known[item.path, count] = _run_child(item, count)
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in known[item.path, count][item.nodeid]:
+        item.ihook.pytest_runtest_logreport(report=report)
+    # The test before this one left its file's fixtures standing for us; if the file ends here, they must go.
+    setup_state = item.session._setupstate
+    call = pytest.CallInfo.from_call(lambda: setup_state.teardown_exact(nextitem), when="teardown")
+    if call.excinfo is not None:
+        report = item.ihook.pytest_runtest_makereport(item=item, call=call)
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True

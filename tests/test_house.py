@@ -327,3 +327,9 @@ def test_a_refusal_is_one_line_and_a_status(raised, status, said, monkeypatch, c
     monkeypatch.setitem(sys.modules, "mplug2.tools.train", Tool)
     assert dispatcher.main(["train", "anything"]) == status
     assert capsys.readouterr().err == said
+
+
+def test_a_reader_that_leaves_early_is_no_error():
+    command = f"set -o pipefail; {sys.executable} -m mplug2.tools.main --help | true"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -42,7 +42,21 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run `argv` (default: the process's own arguments) and return the exit status."""
-    words = sys.argv[1:] if argv is None else argv
+    try:
+        status = _dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return status
+    except Mplug2Error as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        print("mplug2: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `mplug2 recipes | head`: the reader has left, which is not an error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if words else 2
@@ -54,17 +68,8 @@ def main(argv: list[str] | None = None) -> int:
         return _refuse(
             f'there is no command "{command}"{nearest(command, COMMANDS)}; "mplug2 --help" lists them'
         )
-    try:
-        tool = importlib.import_module(f"mplug2.tools.{COMMANDS[command][0]}")
-        return tool.main(rest) or 0
-    except Mplug2Error as error:
-        return _refuse(str(error))
-    except KeyboardInterrupt:
-        print("mplug2: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `mplug2 recipes | head`: the reader has left, which is not an error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    tool = importlib.import_module(f"mplug2.tools.{COMMANDS[command][0]}")
+    return tool.main(rest) or 0
 
 
 def _refuse(reason: str) -> int:

@@ -1,0 +1,37 @@
+"""Scores of captions, answers and retrieval, in Python and numpy; equal to the public reference implementations.
+
+Caption metrics take `predictions` (N texts) and `references` (N lists of texts) whose words are parted by blanks: raw
+captions go through `tokenize_all` first. Each returns the corpus score and the score of every example, which
+`bootstrap` turns into an interval.
+"""
+
+from mplug2.metrics.answers import exact_match, normalise_answer, vqa_accuracy
+from mplug2.metrics.bleu import BleuScore, bleu
+from mplug2.metrics.bootstrap import bootstrap
+from mplug2.metrics.captions import Score
+from mplug2.metrics.cider import DocumentFrequencies, cider, cider_d, cider_plain, document_frequencies
+from mplug2.metrics.meteor import meteor
+from mplug2.metrics.ptb import tokenize, tokenize_all
+from mplug2.metrics.retrieval import Recall, recall_at_k
+from mplug2.metrics.rouge import rouge_l
+
+__all__ = [
+    "BleuScore",
+    "DocumentFrequencies",
+    "Recall",
+    "Score",
+    "bleu",
+    "bootstrap",
+    "cider",
+    "cider_d",
+    "cider_plain",
+    "document_frequencies",
+    "exact_match",
+    "meteor",
+    "normalise_answer",
+    "recall_at_k",
+    "rouge_l",
+    "tokenize",
+    "tokenize_all",
+    "vqa_accuracy",
+]

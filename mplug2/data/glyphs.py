@@ -48,8 +48,8 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
     """All scans as ink in 0..1, float32 (1797, 8, 8), and the digit of each, int64 (1797,)."""
     from sklearn.datasets import load_digits  # a second of imports that only a reader of handwriting pays
 
-    digits = load_digits()
-    return (digits.images / 16).astype(np.float32), digits.target
+    ink, kinds = load_digits(return_X_y=True)
+    return (np.asarray(ink) / 16).astype(np.float32).reshape(-1, 8, 8), np.asarray(kinds)
 
 
 @functools.cache
@@ -58,8 +58,8 @@ def split_rows(split: str) -> np.ndarray:
     check_split(split)
     kinds = _digits()[1]
     rng = np.random.default_rng(1797)
-    # Each digit's shuffled glyphs are spread evenly over (0, 1): cutting the merged order stratifies to within a
-    # glyph.
+    # Each digit's shuffled glyphs are spread evenly over (0, 1): cutting the merged order stratifies them
+    # to within a glyph.
     spread = np.empty(len(kinds))
     for kind in range(10):
         rows = rng.permutation(np.flatnonzero(kinds == kind))

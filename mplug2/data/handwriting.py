@@ -33,13 +33,13 @@ _NOT_IN_TEXT = ("size",)  # a canonical caption does not say sizes
 
 @dataclass(frozen=True)
 class Handwriting:
-    """One view of handwriting: clips of `frames` frames on a square `canvas`; `examples` to a train epoch."""
+    """One view of handwriting: clips of `frames` frames on a square `canvas` of pixels."""
 
     view: str
     frames: int = 1
     canvas: int = 32
-    examples: int = 1_000_000
-    seed: int = 0
+    examples: int = 1_000_000  # to a train epoch
+    seed: int = 0  # of the train split; validation and test are fixed
 
     def __post_init__(self) -> None:
         if self.view not in VIEWS:
@@ -48,10 +48,13 @@ class Handwriting:
                 f'unknown view "{self.view}" of handwriting; known are {known}{nearest(self.view, VIEWS)}'
             )
 
-    def source(self, split: str) -> "Composed":
-        """Examples of `split` ("train", "validation" or "test"), by index."""
-        check_split(split)
-        return Composed(self, split)
+    def source(self, split: str) -> Any:
+        """Examples of `split` ("train", "validation" or "test"), by index; a Grain random-access source."""
+        if check_split(split) == "train":
+            return Composed(self, split)
+        from mplug2.data.builders import prepared  # TFDS, which training does not need
+
+        return prepared(self, split)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
 class Data(Protocol):
@@ -110,9 +110,7 @@ class Stream(Iterator[dict[str, Batch]]):
         if self._workers:
             from absl import flags
 
-            if (
-                not flags.FLAGS.is_parsed()
-            ):  # Grain's workers read absl flags, which only absl.app would have parsed
+            if not flags.FLAGS.is_parsed():  # Grain's workers read them, and only absl.app parses them
                 flags.FLAGS(sys.argv[:1])
             steps = steps.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
         return iter(steps)
@@ -265,11 +263,11 @@ class _Steps:
     def __len__(self) -> int:
         return _ENDLESS
 
-    def __getitem__(self, step: int) -> dict[str, Batch]:
+    def __getitem__(self, index: int) -> dict[str, Batch]:
         batches = {}
         for name, feed in self.feeds.items():
             share = feed.batch // self.process_count
-            first = (self.start + step) * feed.batch + self.process_index * share
+            first = (self.start + index) * feed.batch + self.process_index * share
             order = self._orders[name]  # pyright: ignore[reportAttributeAccessIssue]
             examples = [order[position] for position in range(first, first + share)]
             batches[name] = collate(examples, feed.lengths, self.tokenizer, self.seed)

@@ -1,0 +1,68 @@
+"""Pixels: pictures -> clips uint8 T H W C of a network's size, and clips -> normalised float32 inside the
+jitted step.
+ An image is a clip of one frame. Resizing is bicubic with antialiasing and squashes to the target's height
+and width, so that nothing is cropped away; a picture that already has that size passes unchanged.
+"""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mplug2.errors import DataError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a vision module expects: height and width in pixels, frames to a video clip, and the channel mean
+    and standard deviation of pixels in 0..1. The defaults are those of handwriting; large models use
+    CLIP_MEAN and CLIP_STD."""
+
+    height: int = 32
+    width: int = 32
+    frames: int = 4
+    mean: tuple[float, float, float] = (0.14, 0.14, 0.13)
+    std: tuple[float, float, float] = (0.1, 0.1, 0.1)
+
+    def to_float(self, clips: jax.Array) -> jax.Array:
+        """Clips uint8 B T H W C -> float32, zero mean and unit variance by channel; meant for inside
+        `jax.jit`."""
+        scale = 1 / (255 * np.asarray(self.std, np.float32))
+        shift = np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
+        return clips.astype(jnp.float32) * scale - shift
+
+    def from_pil(self, image: Image.Image) -> np.ndarray:
+        """A picture of any size and mode -> a clip uint8 1 H W C, RGB."""
+        image = image.convert("RGB")
+        if image.size != (self.width, self.height):
+            image = image.resize((self.width, self.height), Image.Resampling.BICUBIC)
+        return np.asarray(image)[None]
+
+    def from_frames(self, frames: np.ndarray) -> np.ndarray:
+        """Frames uint8 T H' W' C of any size -> a clip uint8 T H W C."""
+        return np.concatenate([self.from_pil(Image.fromarray(frame)) for frame in frames])
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """The upright RGB picture in a file, in any format Pillow reads; of an animation, its first frame. Raises
+    DataError naming the file if it is missing, no picture, cut off, or absurdly large."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return ImageOps.exif_transpose(image).convert("RGB")
+    except UnidentifiedImageError:
+        raise DataError(f"{path} is not a picture that Pillow can read") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise DataError(f"{path} has too many pixels; the most is {Image.MAX_IMAGE_PIXELS:,}") from None
+    except OSError as error:
+        raise DataError(f"cannot read the picture {path}: {error.strerror or error}") from None
+    except (SyntaxError, ValueError, EOFError) as error:  # what Pillow's format readers raise on broken files
+        raise DataError(f"the picture {path} is broken: {error}") from None

@@ -1,0 +1,30 @@
+"""Image classification: the digit of a picture that holds one. No text module at all.
+
+Number (handwriting, test split): not measured.
+"""
+
+from mplug2.recipe import Recipe
+from mplug2.recipes.world import BASE, LARGE, SMALL, TINY, Size
+
+MODULES = ("vision", "universal", "vision_classifier")
+OBJECTIVES = ("image_classify",)
+
+
+def recipe(size: Size) -> Recipe:
+    return size.recipe("image_classify", MODULES, {name: size.objective(name) for name in OBJECTIVES})
+
+
+def tiny() -> Recipe:
+    return recipe(TINY)
+
+
+def small() -> Recipe:
+    return recipe(SMALL)
+
+
+def base() -> Recipe:
+    return recipe(BASE)
+
+
+def large() -> Recipe:
+    return recipe(LARGE)

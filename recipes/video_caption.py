@@ -1,0 +1,30 @@
+"""Video captioning: what moves where, what comes first, what appears or vanishes.
+
+Number (handwriting, test split): not measured.
+"""
+
+from mplug2.recipe import Recipe
+from mplug2.recipes.world import BASE, LARGE, SMALL, TINY, Size
+
+MODULES = ("vision", "temporal", "universal", "decoder")
+OBJECTIVES = ("video_caption",)
+
+
+def recipe(size: Size) -> Recipe:
+    return size.recipe("video_caption", MODULES, {name: size.objective(name) for name in OBJECTIVES})
+
+
+def tiny() -> Recipe:
+    return recipe(TINY)
+
+
+def small() -> Recipe:
+    return recipe(SMALL)
+
+
+def base() -> Recipe:
+    return recipe(BASE)
+
+
+def large() -> Recipe:
+    return recipe(LARGE)

@@ -44,7 +44,8 @@ def prepared(data: Handwriting, split: str) -> "Prepared":
         if not place.exists():
             _build(data, place)
         decoders = {} if data.view in TEXT_VIEWS else {"clips": _Frames()}
-        return Prepared(tfds.builder_from_directory(place).as_data_source(split=split, decoders=decoders))
+        builder: Any = tfds.builder_from_directory(place)  # TFDS's decorators hide its parameters' names
+        return Prepared(builder.as_data_source(split=split, decoders=decoders))
     except OSError as error:
         raise DataError(
             f"cannot keep handwriting in {place}: {error.strerror or error}; set MPLUG2_HOME"

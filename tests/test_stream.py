@@ -1,0 +1,218 @@
+"""The stream: same batches for any number of threads, processes and hosts, resumed exactly."""
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from mplug2.data.handwriting import Handwriting
+from mplug2.data.stream import Feed, Mixture, Stream, collate, corrupt, epoch, stream
+from mplug2.data.tokens import SPECIAL, SentencePiece
+from mplug2.errors import DataError
+
+TOKENIZER = SentencePiece()
+FEEDS = {
+    "caption": Feed(Mixture({Handwriting("caption"): 3, Handwriting("describe"): 1}), 8, {"caption": 20}),
+    "unmask": Feed(Handwriting("text", examples=30), 4, {"masked": 20}),
+}
+
+
+@dataclass(frozen=True)
+class Words:
+    """A text data set whose example i is the i-th of `count` repetitions of one word."""
+
+    word: str
+    count: int
+
+    def source(self, split: str) -> "Words":
+        return self
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict:
+        return {"text": self.word, "index": index}
+
+
+def take(steps: Stream, count: int) -> list[dict]:
+    with_close = list(itertools.islice(steps, count))
+    steps.close()
+    return with_close
+
+
+def assert_same(first: list[dict], second: list[dict]) -> None:
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        for feed in one:
+            assert one[feed].keys() == other[feed].keys()
+            for name, value in one[feed].items():
+                np.testing.assert_array_equal(value, other[feed][name])
+
+
+def test_a_batch_has_the_contracts_fields_shapes_and_types():
+    feed = Feed(Handwriting("question", frames=4), 6, {"question": 14, "answer": 5})
+    (step,) = take(stream({"answer": feed}, tokenizer=TOKENIZER), 1)
+    found = {name: (value.shape, str(value.dtype)) for name, value in step["answer"].items()}
+    assert found == {
+        "clips": ((6, 4, 32, 32, 3), "uint8"),
+        "question": ((6, 14), "int32"),
+        "answer": ((6, 5), "int32"),
+        "index": ((6,), "int32"),
+    }
+
+
+def test_labels_travel_with_their_example():
+    feed = Feed(Handwriting("digit"), 32, {"caption": 12})
+    (step,) = take(stream({"digit": feed}, tokenizer=TOKENIZER), 1)
+    source = Handwriting("digit").source("train")
+    assert [source[index]["label"] for index in step["digit"]["index"].tolist()] == step["digit"][
+        "label"
+    ].tolist()
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_the_order_does_not_depend_on_threads_and_resumes_exactly(threads):
+    whole = take(stream(FEEDS, tokenizer=TOKENIZER, seed=3, threads=0), 9)
+    first = stream(FEEDS, tokenizer=TOKENIZER, seed=3, threads=threads)
+    begun = [next(first) for _ in range(4)]
+    state = json.loads(json.dumps(first.get_state()))
+    first.close()
+    second = stream(FEEDS, tokenizer=TOKENIZER, seed=3, threads=threads)
+    second.set_state(state)
+    assert_same(begun + take(second, 5), whole)
+
+
+@pytest.mark.slow
+def test_worker_processes_give_the_same_batches():
+    whole = take(stream(FEEDS, tokenizer=TOKENIZER, threads=0), 4)
+    assert_same(take(stream(FEEDS, tokenizer=TOKENIZER, workers=2), 4), whole)
+
+
+def test_hosts_read_their_shares_of_the_same_global_batches():
+    whole = take(stream(FEEDS, tokenizer=TOKENIZER, seed=1), 5)
+    hosts = [
+        take(stream(FEEDS, tokenizer=TOKENIZER, seed=1, process_index=index, process_count=2), 5)
+        for index in range(2)
+    ]
+    joined = [
+        {name: {key: np.concatenate([a[name][key], b[name][key]]) for key in a[name]} for name in a}
+        for a, b in zip(*hosts, strict=True)
+    ]
+    assert_same(joined, whole)
+
+
+def test_another_seed_is_another_order():
+    first, second = (take(stream(FEEDS, tokenizer=TOKENIZER, seed=seed), 1)[0] for seed in (0, 1))
+    assert first["caption"]["index"].tolist() != second["caption"]["index"].tolist()
+
+
+def test_every_epoch_shows_every_example_once_in_a_new_order():
+    feed = Feed(Words("red", 30), 6, {"text": 4})
+    seen = [
+        step["words"]["index"].tolist() for step in take(stream({"words": feed}, tokenizer=TOKENIZER), 15)
+    ]
+    epochs = [sum(seen[start : start + 5], []) for start in (0, 5, 10)]
+    assert all(sorted(order) == list(range(30)) for order in epochs)
+    assert len({tuple(order) for order in epochs}) == 3
+
+
+def test_a_mixture_keeps_its_weights():
+    data = Mixture({Words("red", 50): 3, Words("blue", 70): 1})
+    steps = take(stream({"words": Feed(data, 8, {"text": 3})}, tokenizer=TOKENIZER), 50)
+    words = Counter(TOKENIZER.decode(row) for step in steps for row in step["words"]["text"])
+    assert words == {"red": 300, "blue": 100}
+
+
+def test_a_state_of_another_stream_is_refused():
+    steps = stream(FEEDS, tokenizer=TOKENIZER, seed=3)
+    with pytest.raises(DataError, match="'seed': 4"):
+        steps.set_state(stream(FEEDS, tokenizer=TOKENIZER, seed=4).get_state())
+
+
+def test_an_epoch_shows_every_example_once_in_order_and_marks_the_filling():
+    batches = list(epoch(Words("red", 10), {"text": 4}, tokenizer=TOKENIZER, batch=4))
+    assert [batch["index"][batch["valid"]].tolist() for batch in batches] == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8, 9],
+    ]
+    assert all(batch["text"].shape == (4, 4) for batch in batches)
+
+
+@pytest.mark.parametrize("count", [1, 9, 10, 16, 17])
+def test_hosts_share_an_epoch_without_gap_or_repetition(count):
+    hosts = [
+        list(epoch(Words("red", count), {}, tokenizer=TOKENIZER, batch=4, process_index=i, process_count=2))
+        for i in range(2)
+    ]
+    assert len(hosts[0]) == len(hosts[1])
+    seen = [batch["index"][batch["valid"]].tolist() for pair in zip(*hosts, strict=True) for batch in pair]
+    assert sum(seen, []) == list(range(count))
+
+
+def test_masking_follows_bert():
+    text = "a yellow nine left of a red five left of a green seven"
+    ids = np.stack([TOKENIZER.encode(text, 20)] * 4000)
+    masked, target = corrupt(ids, np.arange(4000), TOKENIZER, seed=0)
+    chosen = target != 0
+    words = ids >= len(SPECIAL)
+    assert not chosen[~words].any() and (masked[~chosen] == ids[~chosen]).all()
+    np.testing.assert_array_equal(target[chosen], ids[chosen])
+    assert chosen.any(axis=1).all()
+    share = chosen[words].mean()
+    assert 0.15 <= share < 0.15 + 0.85**13 / 13 + 0.01  # a little over 15%, because at least one is chosen
+    kinds = [(masked == SPECIAL["mask"]), (masked == ids)]
+    assert abs(kinds[0][chosen].mean() - 0.8) < 0.02
+    assert abs(kinds[1][chosen].mean() - 0.1) < 0.02  # 10% kept; a random word is rarely the same
+    assert (masked[words] >= SPECIAL["mask"]).all()
+
+
+def test_masking_is_a_function_of_the_example_not_of_its_batch():
+    ids = np.stack([TOKENIZER.encode("a red three above a blue five", 12)] * 3)
+    whole = corrupt(ids, np.array([5, 6, 7]), TOKENIZER, seed=2)
+    alone = corrupt(ids[:1], np.array([6]), TOKENIZER, seed=2)
+    np.testing.assert_array_equal(whole[0][1], alone[0][0])
+    other = corrupt(np.repeat(ids, 20, axis=0), np.arange(60), TOKENIZER, seed=2)[0]
+    assert len({tuple(row) for row in other.tolist()}) > 20
+
+
+def test_a_text_without_words_is_left_alone():
+    ids = np.array([[2, 3, 0, 0]], np.int32)
+    masked, target = corrupt(ids, np.array([0]), TOKENIZER, seed=0)
+    assert masked.tolist() == ids.tolist() and not target.any()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A data set of the given rows."""
+
+    rows: tuple[Mapping, ...]
+
+    def source(self, split: str) -> tuple[Mapping, ...]:
+        return self.rows
+
+
+def test_a_field_that_the_data_lack_names_the_nearest():
+    feed = Feed(Handwriting("caption"), 2, {"captions": 8})
+    with pytest.raises(DataError, match='no text field "captions".*did you mean "caption"'):
+        next(stream({"caption": feed}, tokenizer=TOKENIZER, threads=0))
+
+
+def test_clips_of_different_shapes_are_refused():
+    rows = [{"index": 0, "clips": np.zeros((size, 8, 8, 3), np.uint8)} for size in (1, 2)]
+    with pytest.raises(DataError, match=r"\(1, 8, 8, 3\), \(2, 8, 8, 3\)"):
+        collate(rows, {}, TOKENIZER, seed=0)
+
+
+def test_an_empty_data_set_is_refused():
+    with pytest.raises(DataError, match="empty"):
+        stream({"none": Feed(Rows(()), 1, {})}, tokenizer=TOKENIZER)
+
+
+def test_a_batch_that_hosts_cannot_share_is_refused():
+    with pytest.raises(DataError, match='feed "caption".*8.*3 process'):
+        stream(FEEDS, tokenizer=TOKENIZER, process_count=3)

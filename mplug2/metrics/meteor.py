@@ -10,8 +10,9 @@ recall weigh content words 0.75 and function words 0.25.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -21,7 +22,8 @@ from mplug2.metrics.meteor_words import FUNCTION_WORDS, meteor_words
 from mplug2.metrics.stemmer import stem
 
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
-_WEIGHTS = np.array([1.0, 0.6])
+_TENTHS = (10, 6)
+_WEIGHTS = np.array(_TENTHS) / 10
 _BEAM = 40
 _FORMS = ("exact+stem", "exact")
 
@@ -53,10 +55,15 @@ def meteor(
         raise DataError(f'form is "{form}"; expected one of {", ".join(_FORMS)}{nearest(form, _FORMS)}')
     chosen = []
     for prediction, several in zip(predictions, references, strict=True):
-        words = meteor_words(prediction.replace("|||", ""))
-        chosen.append(max((align(words, meteor_words(text.replace("|||", "")), form) for text in several), key=score))
+        words = _words(prediction)
+        chosen.append(max((align(words, _words(text), form) for text in several), key=score))
     per_example = np.array([score(one) for one in chosen])
     return Score(score(_sum(chosen)), per_example)
+
+
+@lru_cache(maxsize=65536)
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(meteor_words(text.replace("|||", "")))  # the separator of METEOR's own input format
 
 
 def score(alignment: Alignment) -> float:
@@ -98,21 +105,22 @@ def _sum(alignments: Sequence[Alignment]) -> Alignment:
     )
 
 
-@dataclass(frozen=True)
-class _Path:
-    """A partial alignment, walked along the reference: pairs are (prediction word, reference word, module)."""
+class _Path(NamedTuple):
+    """A partial alignment, walked along the reference; `pairs` is a linked list, its last pair first."""
 
-    pairs: tuple[tuple[int, int, int], ...] = ()
-    used: frozenset[int] = frozenset()
-    chunks: int = 0
-    distance: int = 0
-    expected: int = -1
+    tenths: int
+    """sum of the weights of the matches, in tenths"""
+    chunks: int
+    distance: int
+    expected: int
     """the prediction word that would continue the open chunk; -1 when none is open"""
+    used: int
+    """prediction words taken, as bits"""
+    pairs: tuple | None
 
-    @property
-    def rank(self) -> tuple[float, int, int]:
-        """Smaller is better: most matches, fewest chunks, least distance."""
-        return -len(self.pairs), self.chunks, self.distance
+    def rank(self) -> tuple[int, int, int]:
+        """Smaller is better: weight of the matches (whole numbers, as the reference program has it), chunks, distance."""
+        return -(self.tenths // 10), self.chunks, self.distance
 
 
 def align(prediction: Sequence[str], reference: Sequence[str], form: str = "exact+stem") -> Alignment:
@@ -152,8 +160,8 @@ def _matches(prediction: Sequence[str], reference: Sequence[str], form: str) -> 
     return result
 
 
-def _search(matches: list[list[tuple[int, int]]], length: int) -> tuple[tuple[tuple[int, int, int], ...], int]:
-    """Beam search from the first reference word to the last; returns the pairs and the number of chunks."""
+def _search(matches: list[list[tuple[int, int]]], length: int) -> tuple[list[tuple[int, int, int]], int]:
+    """Beam search from the first reference word to the last: (prediction word, reference word, module), and chunks."""
     coverage = [0] * length
     for found in matches:
         for ours, _ in found:
@@ -161,32 +169,41 @@ def _search(matches: list[list[tuple[int, int]]], length: int) -> tuple[tuple[tu
     certain = {
         theirs: found[0] for theirs, found in enumerate(matches) if len(found) == 1 and coverage[found[0][0]] == 1
     }
-    paths = [_Path(used=frozenset(ours for ours, _ in certain.values()))]
+    paths = [_Path(0, 0, 0, -1, sum(1 << ours for ours, _ in certain.values()), None)]
     for theirs, found in enumerate(matches):
-        paths.sort(key=lambda path: path.rank)
-        following: list[_Path] = []
-        for path in paths[:_BEAM]:
-            if theirs in certain:
-                following.append(_extend(path, *certain[theirs], theirs))
-                continue
-            following += [
-                _extend(path, ours, module, theirs) for ours, module in found if ours not in path.used
-            ]
-            following.append(
-                replace(path, chunks=path.chunks + 1, expected=-1) if path.expected != -1 else path
-            )
-        paths = following
-    closed = [replace(path, chunks=path.chunks + (path.expected != -1)) for path in paths]
-    best = min(closed, key=lambda path: path.rank)
-    return best.pairs, best.chunks
+        if theirs in certain:
+            paths = [_extend(path, *certain[theirs], theirs) for path in paths[:_BEAM]]
+        else:
+            following: list[_Path] = []
+            for path in paths[:_BEAM]:
+                following += [
+                    _extend(path, ours, module, theirs) for ours, module in found if not path.used >> ours & 1
+                ]
+                following.append(_close(path))
+            paths = following
+        if len(paths) > 1:
+            paths.sort(key=_Path.rank)
+    best = min(map(_close, paths), key=_Path.rank)
+    pairs, link = [], best.pairs
+    while link is not None:
+        pairs.append(link[0])
+        link = link[1]
+    return pairs, best.chunks
 
 
 def _extend(path: _Path, ours: int, module: int, theirs: int) -> _Path:
-    broken = path.expected not in (-1, ours)
     return _Path(
-        pairs=(*path.pairs, (ours, theirs, module)),
-        used=path.used | {ours},
-        chunks=path.chunks + broken,
-        distance=path.distance + abs(ours - theirs),
-        expected=ours + 1,
+        path.tenths + _TENTHS[module],
+        path.chunks + (path.expected not in (-1, ours)),
+        path.distance + abs(ours - theirs),
+        ours + 1,
+        path.used | 1 << ours,
+        ((ours, theirs, module), path.pairs),
     )
+
+
+def _close(path: _Path) -> _Path:
+    """The path after a reference word without a match: an open chunk has ended."""
+    if path.expected == -1:
+        return path
+    return _Path(path.tenths, path.chunks + 1, path.distance, -1, path.used, path.pairs)

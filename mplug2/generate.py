@@ -49,7 +49,9 @@ class Search(Protocol):
         """The state before the first step; `ids` holds `begin` and padding."""
         ...
 
-    def advance(self, state: Any, logits: Array, position: Array, special: Special) -> tuple[Any, Array | None]:
+    def advance(
+        self, state: Any, logits: Array, position: Array, special: Special
+    ) -> tuple[Any, Array | None]:
         """Chooses the ids at `position + 1` by logits `B R V`: the new state, and which row `B R` each new row
         continues (None: its own)."""
         ...
@@ -246,7 +248,9 @@ class Beam:
     def __post_init__(self) -> None:
         _check_lengths(self)
         if self.rows < 1 or self.penalty < 0 or not 1 <= self.best <= self.rows:
-            raise RecipeError(f"{self}: expected rows >= 1, penalty >= 0 and best (results given) from 1 to rows")
+            raise RecipeError(
+                f"{self}: expected rows >= 1, penalty >= 0 and best (results given) from 1 to rows"
+            )
 
     def start(self, ids: Array, key: Array | None) -> Beams:
         none = jnp.full(ids.shape[:2], -jnp.inf, jnp.float32)
@@ -260,7 +264,9 @@ class Beam:
         # At the last step every row is finished, with or without `end`.
         ends = (chosen == special.end) & jnp.isfinite(scores)
         finished = (ends | (position + 1 == self.length))[:, : self.rows] & ~self._closed(state)[:, None]
-        new_scores = jnp.where(finished, scores[:, : self.rows] / _penalty(position + 1, self.penalty), -jnp.inf)
+        new_scores = jnp.where(
+            finished, scores[:, : self.rows] / _penalty(position + 1, self.penalty), -jnp.inf
+        )
         found_scores, order = lax.top_k(jnp.concatenate([state.found_scores, new_scores], 1), self.rows)
         found = jnp.concatenate([state.found, ids[:, : self.rows]], 1)
         found = jnp.take_along_axis(found, order[..., None], 1)

@@ -1,0 +1,126 @@
+"""Scores with intervals and baselines, and the results of an evaluation as a table and as JSON.
+
+Shares are in 0..1, CIDEr in 0..10. `low` and `high` bound 95%: bootstrap over examples (a mean's), delete-a-group
+jackknife (of what is not a mean, corpus BLEU).
+"""
+
+import json
+import math
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+import mplug2
+from mplug2.metrics import bootstrap
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """`blind`: what a text-only baseline measured on the training data reaches; `chance`: a guess, by construction (None
+    where no data set says it); `n`: scored examples, for retrieval also the size of the gallery."""
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    blind: float
+    chance: float | None
+    n: int
+
+
+def mean_score(
+    metric: str, values: Sequence[float] | np.ndarray, *, blind: float, chance: float | None
+) -> Score:
+    """The score of per-example values."""
+    low, high = bootstrap(values)
+    return Score(
+        metric=metric,
+        value=float(np.mean(values)),
+        low=low,
+        high=high,
+        blind=blind,
+        chance=chance,
+        n=len(values),
+    )
+
+
+def corpus_score(
+    metric: str, measure: Callable[[Sequence[int]], float], count: int, *, blind: float, chance: float | None
+) -> Score:
+    """The score of a corpus, of which `measure` gives that of the examples at some of the indices 0..count-1."""
+    everything, groups = range(count), min(20, count)
+    value = measure(everything)
+    left_out = (
+        [measure([i for i in everything if i % groups != group]) for group in range(groups)]
+        if groups > 1
+        else []
+    )
+    # The groups are disjoint, so leaving one out moves the score by about 1/groups of what a new sample would.
+    deviation = math.sqrt((groups - 1) * float(np.var(left_out))) if left_out else 0.0
+    low, high = max(0.0, value - 1.96 * deviation), value + 1.96 * deviation
+    return Score(metric=metric, value=value, low=low, high=high, blind=blind, chance=chance, n=count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Scores by name, `image_answer/count`; `facts`: split, decoding, machine and so on, to the top level of the JSON."""
+
+    recipe: str
+    tasks: Mapping[str, Score]
+    commit: str = field(default_factory=lambda: commit())
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        tasks = {name: asdict(score) for name, score in self.tasks.items()}
+        return {"recipe": self.recipe, "commit": self.commit, **self.facts, "tasks": tasks}
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.as_json(), indent=2) + "\n")
+
+    def table(self) -> Table:
+        """A table for the screen."""
+        table = Table(title=f"{self.recipe}, {self.facts.get('split', 'test')} split", title_justify="left")
+        table.add_column("task")
+        table.add_column("metric")
+        for column in ("score", "95% interval", "blind", "chance", "n"):
+            table.add_column(column, justify="right")
+        for name, score in self.tasks.items():
+            said = _number if "CIDEr" in score.metric else _percent
+            interval = f"{said(score.low)} to {said(score.high)}"
+            chance = "" if score.chance is None else said(score.chance)
+            table.add_row(
+                name, score.metric, said(score.value), interval, said(score.blind), chance, str(score.n)
+            )
+        return table
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}%"
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}"
+
+
+def commit() -> str:
+    """The commit of the checkout that the package runs from, "-changed" if its files differ; else the version."""
+    place = Path(mplug2.__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", str(place), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")) != place.parent:
+            raise OSError
+        return git("rev-parse", "HEAD") + (
+            "-changed" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return f"v{mplug2.__version__}"

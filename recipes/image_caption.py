@@ -8,10 +8,13 @@ from mplug2.recipes.world import BASE, LARGE, SMALL, TINY, Size
 
 MODULES = ("vision", "universal", "decoder")
 OBJECTIVES = ("image_caption",)
+EVALUATIONS = ("image_caption",)
 
 
 def recipe(size: Size) -> Recipe:
-    return size.recipe("image_caption", MODULES, {name: size.objective(name) for name in OBJECTIVES})
+    return size.recipe(
+        "image_caption", MODULES, {name: size.objective(name) for name in OBJECTIVES}, EVALUATIONS
+    )
 
 
 def tiny() -> Recipe:

@@ -8,10 +8,13 @@ from mplug2.recipes.world import BASE, LARGE, SMALL, TINY, Size
 
 MODULES = ("vision", "universal", "vision_classifier")
 OBJECTIVES = ("image_classify",)
+EVALUATIONS = ("image_classify",)
 
 
 def recipe(size: Size) -> Recipe:
-    return size.recipe("image_classify", MODULES, {name: size.objective(name) for name in OBJECTIVES})
+    return size.recipe(
+        "image_classify", MODULES, {name: size.objective(name) for name in OBJECTIVES}, EVALUATIONS
+    )
 
 
 def tiny() -> Recipe:

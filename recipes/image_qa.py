@@ -8,10 +8,11 @@ from mplug2.recipes.world import BASE, LARGE, SMALL, TINY, Size
 
 MODULES = ("vision", "text", "universal", "fusion", "decoder")
 OBJECTIVES = ("image_answer",)
+EVALUATIONS = ("image_answer",)
 
 
 def recipe(size: Size) -> Recipe:
-    return size.recipe("image_qa", MODULES, {name: size.objective(name) for name in OBJECTIVES})
+    return size.recipe("image_qa", MODULES, {name: size.objective(name) for name in OBJECTIVES}, EVALUATIONS)
 
 
 def tiny() -> Recipe:

@@ -8,10 +8,13 @@ from mplug2.recipes.world import BASE, LARGE, SMALL, TINY, Size
 
 MODULES = ("vision", "text", "universal", "fusion", "contrastive", "matching")
 OBJECTIVES = ("image_contrast", "image_match")
+EVALUATIONS = ("image_retrieval", "image_zero_shot")
 
 
 def recipe(size: Size) -> Recipe:
-    return size.recipe("image_retrieval", MODULES, {name: size.objective(name) for name in OBJECTIVES})
+    return size.recipe(
+        "image_retrieval", MODULES, {name: size.objective(name) for name in OBJECTIVES}, EVALUATIONS
+    )
 
 
 def tiny() -> Recipe:

@@ -37,12 +37,27 @@ MIXTURE = {
     "text_complete": (0.5, 0.25),
 }
 
+EVALUATIONS = (
+    "image_classify",
+    "image_zero_shot",
+    "image_caption",
+    "image_answer",
+    "image_retrieval",
+    "video_caption",
+    "video_answer",
+    "video_answer_shuffled",
+    "video_retrieval",
+    "text_classify",
+    "text_complete",
+)
+
 
 def recipe(size: Size) -> Recipe:
     return size.recipe(
         "pretrain",
         MODULES,
         {name: size.objective(name, share=share, weight=weight) for name, (share, weight) in MIXTURE.items()},
+        EVALUATIONS,
     )
 
 

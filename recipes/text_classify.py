@@ -8,10 +8,13 @@ from mplug2.recipes.world import BASE, LARGE, SMALL, TINY, Size
 
 MODULES = ("text", "universal", "text_classifier")
 OBJECTIVES = ("text_classify",)
+EVALUATIONS = ("text_classify",)
 
 
 def recipe(size: Size) -> Recipe:
-    return size.recipe("text_classify", MODULES, {name: size.objective(name) for name in OBJECTIVES})
+    return size.recipe(
+        "text_classify", MODULES, {name: size.objective(name) for name in OBJECTIVES}, EVALUATIONS
+    )
 
 
 def tiny() -> Recipe:

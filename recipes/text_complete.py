@@ -8,10 +8,13 @@ from mplug2.recipes.world import BASE, LARGE, SMALL, TINY, Size
 
 MODULES = ("text", "universal", "decoder", "unmasker")
 OBJECTIVES = ("text_complete", "text_unmask")
+EVALUATIONS = ("text_complete",)
 
 
 def recipe(size: Size) -> Recipe:
-    return size.recipe("text_complete", MODULES, {name: size.objective(name) for name in OBJECTIVES})
+    return size.recipe(
+        "text_complete", MODULES, {name: size.objective(name) for name in OBJECTIVES}, EVALUATIONS
+    )
 
 
 def tiny() -> Recipe:

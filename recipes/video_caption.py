@@ -8,10 +8,13 @@ from mplug2.recipes.world import BASE, LARGE, SMALL, TINY, Size
 
 MODULES = ("vision", "temporal", "universal", "decoder")
 OBJECTIVES = ("video_caption",)
+EVALUATIONS = ("video_caption",)
 
 
 def recipe(size: Size) -> Recipe:
-    return size.recipe("video_caption", MODULES, {name: size.objective(name) for name in OBJECTIVES})
+    return size.recipe(
+        "video_caption", MODULES, {name: size.objective(name) for name in OBJECTIVES}, EVALUATIONS
+    )
 
 
 def tiny() -> Recipe:

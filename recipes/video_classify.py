@@ -8,10 +8,13 @@ from mplug2.recipes.world import BASE, LARGE, SMALL, TINY, Size
 
 MODULES = ("vision", "temporal", "universal", "vision_classifier")
 OBJECTIVES = ("video_classify",)
+EVALUATIONS = ("video_classify",)
 
 
 def recipe(size: Size) -> Recipe:
-    return size.recipe("video_classify", MODULES, {name: size.objective(name) for name in OBJECTIVES})
+    return size.recipe(
+        "video_classify", MODULES, {name: size.objective(name) for name in OBJECTIVES}, EVALUATIONS
+    )
 
 
 def tiny() -> Recipe:

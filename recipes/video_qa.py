@@ -8,10 +8,11 @@ from mplug2.recipes.world import BASE, LARGE, SMALL, TINY, Size
 
 MODULES = ("vision", "temporal", "text", "universal", "fusion", "decoder")
 OBJECTIVES = ("video_answer",)
+EVALUATIONS = ("video_answer", "video_answer_shuffled")
 
 
 def recipe(size: Size) -> Recipe:
-    return size.recipe("video_qa", MODULES, {name: size.objective(name) for name in OBJECTIVES})
+    return size.recipe("video_qa", MODULES, {name: size.objective(name) for name in OBJECTIVES}, EVALUATIONS)
 
 
 def tiny() -> Recipe:

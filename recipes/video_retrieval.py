@@ -8,10 +8,13 @@ from mplug2.recipes.world import BASE, LARGE, SMALL, TINY, Size
 
 MODULES = ("vision", "temporal", "text", "universal", "fusion", "contrastive", "matching")
 OBJECTIVES = ("video_contrast", "video_match")
+EVALUATIONS = ("video_retrieval",)
 
 
 def recipe(size: Size) -> Recipe:
-    return size.recipe("video_retrieval", MODULES, {name: size.objective(name) for name in OBJECTIVES})
+    return size.recipe(
+        "video_retrieval", MODULES, {name: size.objective(name) for name in OBJECTIVES}, EVALUATIONS
+    )
 
 
 def tiny() -> Recipe:

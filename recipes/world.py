@@ -5,11 +5,24 @@ it picks.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mplug2 import tasks
+from mplug2.data.grammar import NUMBERS
 from mplug2.data.handwriting import Handwriting
+from mplug2.data.pixels import Preprocessing
+from mplug2.data.scenes import COLOURS, CORNERS
+from mplug2.evaluate import (
+    Answering,
+    Captioning,
+    Classification,
+    Completion,
+    Evaluation,
+    Retrieval,
+    TextClassification,
+    ZeroShot,
+)
 from mplug2.modules import decoder, fusion, heads, temporal, text, universal, vision
 from mplug2.recipe import AdamW, Objective, Recipe
 from mplug2.roles import Config, Execution
@@ -51,6 +64,41 @@ LESSONS = {
 }
 
 
+@dataclass(frozen=True)
+class Measure:
+    """An evaluation in words: its kind on a view of handwriting, as images or videos, and further fields."""
+
+    kind: Callable[..., Evaluation]
+    view: str
+    more: Mapping[str, Any] = field(default_factory=dict)
+    video: bool = False
+
+
+# Prompts for a class of digits, worded as the captions that contrast learns from.
+PLACES = ("", *(f" at the {corner}" for corner in CORNERS))
+PROMPTS = tuple(f"a {colour} {{}}{place}" for colour in COLOURS for place in PLACES)
+
+# What can be measured, by the name of what it tests.
+MEASURES = {
+    "text_classify": Measure(TextClassification, "entail", {"length": LENGTHS["text"]}),
+    "text_complete": Measure(Completion, "text_question", {"length": LENGTHS["text"]}),
+    "image_classify": Measure(Classification, "digit"),
+    "image_zero_shot": Measure(
+        ZeroShot, "digit", {"classes": NUMBERS, "templates": PROMPTS, "length": LENGTHS["caption"]}
+    ),
+    "image_caption": Measure(Captioning, "caption"),
+    "image_answer": Measure(Answering, "question", {"length": LENGTHS["question"]}),
+    "image_retrieval": Measure(Retrieval, "retrieval", {"length": LENGTHS["caption"]}),
+    "video_classify": Measure(Classification, "digit", video=True),
+    "video_caption": Measure(Captioning, "caption", video=True),
+    "video_answer": Measure(Answering, "question", {"length": LENGTHS["question"]}, video=True),
+    "video_answer_shuffled": Measure(
+        Answering, "question", {"length": LENGTHS["question"], "shuffled": True}, video=True
+    ),
+    "video_retrieval": Measure(Retrieval, "retrieval", {"length": LENGTHS["caption"]}, video=True),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Size:
     """`modules`: every module at this size; `canvas`: pixels high and wide; `frames` of a video; `batch`:
@@ -74,19 +122,35 @@ class Size:
             weight=weight,
         )
 
+    def evaluation(self, name: str) -> Evaluation:
+        """The measure `name`."""
+        measure = MEASURES[name]
+        return measure.kind(data=self.handwriting(measure.view, video=measure.video), **measure.more)
+
     def handwriting(self, view: str, *, video: bool = False) -> Handwriting:
         return Handwriting(view, frames=self.frames if video else 1, canvas=self.canvas)
 
     def recipe(
-        self, name: str, modules: tuple[str, ...], objectives: Mapping[str, Objective], **more: Any
+        self,
+        name: str,
+        modules: tuple[str, ...],
+        objectives: Mapping[str, Objective],
+        evaluations: tuple[str, ...],
     ) -> Recipe:
-        """A recipe that picks `modules` by name; `more` are further fields of Recipe."""
+        """A recipe that picks modules and evaluations by name."""
         picked = {module: self.modules[module] for module in modules}
         rates = self.settings.get("learning_rates", {})
         settings = dict(self.settings) | {
             "learning_rates": {part: rates[part] for part in rates if part in picked}
         }
-        return Recipe(name=f"{name}.{self.name}", modules=picked, objectives=objectives, **settings | more)
+        return Recipe(
+            name=f"{name}.{self.name}",
+            modules=picked,
+            objectives=objectives,
+            evaluations={name: self.evaluation(name) for name in evaluations},
+            preprocessing=Preprocessing(height=self.canvas, width=self.canvas, frames=self.frames),
+            **settings,
+        )
 
 
 def modules(size: str, space: int) -> dict[str, Config]:

@@ -1,0 +1,27 @@
+"""`mplug2 recipes`: lists the recipes, what each teaches, and its sizes."""
+
+import argparse
+
+from rich.table import Table
+
+from mplug2 import recipes
+from mplug2.tools.show import console
+
+
+def main(argv: list[str]) -> int:
+    argparse.ArgumentParser(
+        prog="mplug2 recipes",
+        description="List the recipes, what each teaches, and its sizes.",
+        epilog="`mplug2 show NAME.SIZE` explains one; `mplug2 train NAME.SIZE` trains it.",
+    ).parse_args(argv)
+    table = Table("recipe", "what it teaches", "sizes", "modules")
+    for name, teaches in recipes.RECIPES.items():
+        sizes = [
+            f"[bold]{size}[/bold]" if size == recipes.DEFAULT_SIZE else size for size in recipes.sizes(name)
+        ]
+        table.add_row(name, teaches, ", ".join(sizes), ", ".join(recipes.find(name).modules))
+    console().print(table)
+    console().print(
+        f"NAME alone means NAME.{recipes.DEFAULT_SIZE}; path/to/file.py:function is a recipe of your own."
+    )
+    return 0

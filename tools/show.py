@@ -1,0 +1,122 @@
+"""`mplug2 show NAME`: explains a recipe (routes, parameters, FLOPs, modes) or a module (its sizes)."""
+
+import argparse
+import dataclasses
+import math
+import sys
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+
+from mplug2 import anatomy, composition, modules, recipes
+from mplug2.data.tokens import SentencePiece
+from mplug2.errors import RecipeError, nearest
+from mplug2.network import Network
+from mplug2.overrides import apply
+from mplug2.recipe import Recipe
+
+WIDTH_OF_A_PIPE = 120
+
+
+def console() -> Console:
+    """Tables as wide as the terminal; into a pipe, as wide as is read well."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_OF_A_PIPE)
+
+
+def count(number: float) -> str:
+    """`1234567` -> `1.23 M`."""
+    for power, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= power:
+            return f"{number / power:.3g} {letter}"
+    return f"{number:.3g}"
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="mplug2 show",
+        description="Explain a recipe (NAME, NAME.SIZE or FILE.py:FUNCTION) or a module.",
+        epilog="Example: mplug2 show video_qa.base modules.vision.depth=6",
+    )
+    parser.add_argument("name", metavar="NAME", help="a recipe or a module")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="field=value", help="change the recipe first, by dotted path"
+    )
+    given = parser.parse_args(argv)
+    if given.name in modules.MODULES:
+        if given.overrides:
+            raise RecipeError(f"{given.name} is a module; field=value changes recipes")
+        show_module(given.name, console())
+        return 0
+    known = {*recipes.RECIPES, *modules.MODULES}
+    if given.name.partition(".")[0] not in known and ".py" not in given.name:
+        raise RecipeError(
+            f'there is no recipe or module "{given.name}"{nearest(given.name, known)}; "mplug2 recipes" and '
+            f'"mplug2 modules" list them'
+        )
+    show_recipe(apply(recipes.find(given.name), given.overrides), console())
+    return 0
+
+
+def show_module(name: str, screen: Console) -> None:
+    config = modules.find(name)
+    doc = sys.modules[config.__module__].__doc__ or ""
+    screen.print(f"[bold]{name}[/bold]  {config.__module__}:{config.__name__}", soft_wrap=True)
+    screen.print(Padding(doc.strip(), (1, 2)), markup=False)
+    fields = [field.name for field in dataclasses.fields(config)]
+    table = Table("size", *fields, "parameters")
+    for size, make in modules.sizes(name).items():
+        values = [str(getattr(make(), field)) for field in fields]
+        table.add_row(size, *values, count(anatomy.parameters(Network({name: make()}))[name]))
+    if table.rows:
+        screen.print(table)
+    else:
+        screen.print(
+            f"A head: {', '.join(fields)} follow from the network and the task; each recipe states them."
+        )
+    users = [recipe for recipe in recipes.RECIPES if name in recipes.find(recipe).modules]
+    screen.print(f"Used by: {', '.join(users) or 'no recipe'}")
+
+
+def show_recipe(recipe: Recipe, screen: Console) -> None:
+    tokenizer = SentencePiece(f"{recipe.tokenizer}.model")
+    composition.check(recipe, tokenizer)
+    parts, sizes = anatomy.dissect(recipe, tokenizer), anatomy.parameters(Network(recipe.modules))
+    execution, optimizer = recipe.execution, recipe.optimizer
+    screen.print(f"[bold]{recipe.name}[/bold]  {count(sum(sizes.values()))} parameters")
+    screen.print(
+        f"{recipe.steps} steps of AdamW, rate {optimizer.learning_rate:g} after {optimizer.warmup} warm-up; "
+        f"{execution.dtype}, remat {execution.remat}, {math.prod(dataclasses.astuple(recipe.mesh))} device(s)"
+    )
+
+    table = Table(
+        "module", "mode", "rate", "parameters", "FLOP a step", title="Modules", title_justify="left"
+    )
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for module in recipe.modules:
+        work = sum(
+            part.flops.get(module, 0.0) * recipe.objectives[name].batch for name, part in parts.items()
+        )
+        rate = f"{recipe.learning_rates.get(module, 1.0):g}"
+        table.add_row(module, recipe.mode(module), rate, count(sizes[module]), count(work))
+    screen.print(table)
+    screen.print(
+        "FLOP: matrix products and convolutions of the forward pass; the backward pass takes twice as many."
+    )
+
+    for name, part in parts.items():
+        objective = recipe.objectives[name]
+        screen.print(
+            f"\n[bold]{name}[/bold]  task {objective.task.__name__}, weight {objective.weight:g}, "
+            f"batch {objective.batch} of {objective.data}",
+            soft_wrap=True,
+        )
+        screen.print(Padding(anatomy.diagram(part), (0, 2)), markup=False)
+        work = sorted(part.flops.items(), key=lambda item: -item[1])
+        said = ", ".join(f"{owner} {count(flops)}" for owner, flops in work)
+        screen.print(
+            Padding(f"FLOP an example: {count(sum(part.flops.values()))} ({said})", (0, 2)), markup=False
+        )
+
+    screen.print(f"\nEvaluations: {', '.join(recipe.evaluations) or 'none'}")

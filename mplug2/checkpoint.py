@@ -1,0 +1,177 @@
+"""Checkpoints of a run: Orbax behind one thin adapter. Files: `RUN/checkpoints/STEP/ITEM/...`.
+
+An item for each trained module (`vision`, ...) and each module's running average (`ema.vision`, ...), so that whoever
+needs one module reads one; `optimizer`, `window` (sums behind the next line of the log); `iterator` and `metadata`, JSON.
+Frozen modules are not copied: `metadata` records the sha256 of their arrays.
+
+A checkpoint appears under its name only when it is complete; saving goes on in the background.
+"""
+
+import hashlib
+import shutil
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from mplug2.errors import CheckpointError, nearest
+from mplug2.network import Parameters, flat
+
+FOLDER = "checkpoints"
+AVERAGE = "ema."
+JSON_ITEMS = ("iterator", "metadata")
+RESERVED = ("optimizer", "window", *JSON_ITEMS)
+"""Items that are not modules."""
+
+Wanted = Mapping[str, Any] | Callable[[Path], Mapping[str, Any]]
+"""What to read: a tree of `jax.ShapeDtypeStruct` (with a sharding) for each item, None for a JSON item; or a function
+that says so once it has seen the checkpoint's folder."""
+
+
+class Checkpoints:
+    """The checkpoints of the run in `run_dir`, of which the newest `keep` stay."""
+
+    def __init__(self, run_dir: Path | str, keep: int = 2):
+        self.folder = Path(run_dir).absolute() / FOLDER
+        self.keep = keep
+        self._saving: Any = None  # Orbax's handle of the save that goes on in the background
+        self._saving_step = 0
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit() and path.is_dir())
+
+    def path(self, step: int) -> Path:
+        return self.folder / str(step)
+
+    def save(self, step: int, items: Mapping[str, Any]) -> None:
+        """Begins to save `items` by name (trees of arrays; `iterator` and `metadata` JSON). Their buffers may be donated
+        as soon as this returns. Raises CheckpointError if this save, or the one before, could not be written."""
+        self.wait()
+        if step in self.steps:
+            return
+        with _explained(self.path(step)):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with _context():
+                self._saving = ocp.save_checkpointables_async(self.path(step), dict(items))
+        self._saving_step = step
+
+    def wait(self) -> None:
+        """Until what was begun is on disk; then old checkpoints go. Raises CheckpointError if it could not be written."""
+        if self._saving is None:
+            return
+        saving, self._saving = self._saving, None
+        with _explained(self.path(self._saving_step)):
+            saving.result()
+        for step in self.steps[: -self.keep]:
+            shutil.rmtree(self.path(step))
+
+    def restore(self, wanted: Wanted) -> tuple[int, dict[str, Any]] | None:
+        """The newest readable checkpoint: (step, items), None where there is none.
+
+        One that cannot be read is passed over with a warning. Raises CheckpointError if none can be.
+        """
+        reasons = []
+        for step in reversed(self.steps):
+            try:
+                return step, _load(self.path(step), wanted)
+            except CheckpointError:
+                raise
+            except Exception as error:  # whatever a damaged file makes Orbax raise
+                reasons.append(f"checkpoint {self.path(step)} cannot be read ({_brief(error)})")
+                warnings.warn(f"{reasons[-1]}; trying the one before it", stacklevel=2)
+        if reasons:
+            raise CheckpointError("; ".join(reasons))
+        return None
+
+    def drop_after(self, step: int) -> None:
+        """Removes the checkpoints later than `step`: those that could not be read, once an earlier one is continued."""
+        for later in self.steps:
+            if later > step:
+                shutil.rmtree(self.path(later))
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """A save that fails leaves nothing behind and says why in one sentence."""
+    try:
+        yield
+    except Exception as error:
+        for left in path.parent.glob(f"{path.name}.*"):
+            shutil.rmtree(left, ignore_errors=True)
+        kept = Checkpoints(path.parent.parent).steps
+        before = f"checkpoint {kept[-1]} is whole and the run continues from it" if kept else "there is no earlier one"
+        raise CheckpointError(f"checkpoint {path} could not be written ({_brief(error)}); {before}") from error
+
+
+def restore_modules(
+    run_dir: Path | str, names: Iterable[str] | None = None, *, ema: bool = True
+) -> tuple[int, Parameters]:
+    """(step, {module: parameters}) of the newest readable checkpoint of a run: the modules `names`, or all that were
+    trained; their running averages if the run keeps them and `ema`. Reads nothing else; arrays lie on the first device.
+
+    Frozen modules are not in a run: compose them from their cards. Raises CheckpointError if there is no checkpoint, or
+    a module was not trained in this run.
+    """
+
+    def wanted(path: Path) -> dict[str, Any]:
+        there = {item.name for item in path.iterdir() if item.is_dir()}
+        trained = sorted(item for item in there if not item.startswith(AVERAGE) and item not in RESERVED)
+        chosen = trained if names is None else list(names)
+        if strange := [name for name in chosen if name not in trained]:
+            raise CheckpointError(
+                f"{path}: holds the trained modules {trained}, not {strange}{nearest(strange[0], trained)}"
+            )
+        items = [AVERAGE + name if ema and AVERAGE + name in there else name for name in chosen]
+        with _context():
+            stored = ocp.checkpointables_metadata(path).metadata
+        first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return {
+            item: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=first), stored[item])
+            for item in items
+        }
+
+    restored = Checkpoints(run_dir).restore(wanted)
+    if restored is None:
+        raise CheckpointError(f"{run_dir}: there is no checkpoint in this folder")
+    step, items = restored
+    return step, {item.removeprefix(AVERAGE): tree for item, tree in items.items()}
+
+
+def fingerprint(params: Mapping[str, Any]) -> str:
+    """sha256 of one module's arrays: their names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(flat(params).items()):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
+def _load(path: Path, wanted: Wanted) -> dict[str, Any]:
+    items = wanted(path) if callable(wanted) else wanted
+    with _context():
+        return ocp.load_checkpointables(path, dict(items))
+
+
+def _context() -> ocp.Context:
+    """JSON items are written as JSON, for people to read; everything else as arrays."""
+    context = ocp.Context()
+    registry = ocp.handlers.local_registry()
+    for item in JSON_ITEMS:
+        registry.add(ocp.handlers.JsonHandler, checkpointable_name=item)
+    context.checkpointables.registry = registry
+    return context
+
+
+def _brief(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"

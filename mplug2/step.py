@@ -1,0 +1,213 @@
+"""The training step: one pure function of state, frozen parameters and batches, compiled once.
+
+State is a dict: `step` (steps done), `params` and, if the recipe keeps a running average, `ema` (`{module: nested dict}`
+of the trained modules), `moments` of the optimizer, `window` (sums of the metrics since the last line of the log) and
+`bad` (the first step whose numbers were not finite, with them). Frozen modules are an argument, never differentiated.
+
+Every objective's loss is computed in every step; what is minimised is their sum by weight. With accumulation, a batch is
+cut into `accumulate` parts whose gradients are averaged (a contrastive loss then sees only its part as negatives).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from einops import rearrange
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mplug2 import optim, sharding
+from mplug2.errors import RecipeError
+from mplug2.network import Network, Parameters, select
+from mplug2.recipe import Recipe
+from mplug2.roles import Array
+
+State = dict[str, Any]
+Metrics = dict[str, Any]
+Batches = Mapping[str, Mapping[str, Array]]
+
+NEVER = -1
+
+
+def trained(recipe: Recipe) -> list[str]:
+    """The modules that are trained. Raises RecipeError if there are none."""
+    names = [name for name in recipe.modules if recipe.mode(name) != "frozen"]
+    if not names:
+        raise RecipeError(f"recipe {recipe.name}: every module is frozen, nothing is trained")
+    return names
+
+
+class Trainer:
+    """A recipe and its network made ready to train: `begin`, `step`, and where everything lies.
+
+    On one device nothing is sharded; on a mesh parameters, moments and averages follow the table of mplug2.sharding.
+    """
+
+    def __init__(self, recipe: Recipe, network: Network):
+        for name, objective in recipe.objectives.items():
+            if objective.batch % recipe.accumulate:
+                raise RecipeError(
+                    f"objective {name}: a batch of {objective.batch} does not divide into {recipe.accumulate} parts"
+                    " (accumulate)"
+                )
+        self.recipe, self.network = recipe, network
+        self.names = trained(recipe)
+        axes = {name: network.axes[name] for name in self.names}
+        self.rate = optim.schedule(recipe.optimizer, recipe.steps)
+        self.optimizer = optim.optimizer(recipe.optimizer, recipe.steps, axes, recipe.learning_rates)
+        self.mesh = recipe.mesh.build()
+        self.shardings = self._state_shardings() if self.mesh.size > 1 else None
+        placed = {} if self.shardings is None else {"out_shardings": (self.shardings, self._replicated)}
+        self.step: Callable[[State, Parameters, Batches], tuple[State, Metrics]]
+        self.step = jax.jit(self._step, donate_argnums=0, **placed)
+        """(state, frozen parameters, batches) -> (state, metrics). The state's buffers are reused, do not keep them."""
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # State
+
+    def begin(self, params: Parameters) -> State:
+        """The state before the first step. `params` (all modules', or the trained ones') are copied."""
+        state = jax.jit(self._state)({name: params[name] for name in self.names})
+        # A copy that jit cannot see through: it would hand an argument's own buffer on, which is not ours to donate.
+        return jax.tree.map(jnp.copy, state) if self.shardings is None else self.place(jax.tree.map(jnp.copy, state))
+
+    def _state(self, params: Parameters) -> State:
+        zero = jnp.zeros((), jnp.float32)
+        metrics = ("loss", *(f"loss/{name}" for name in self.recipe.objectives), "gradient_norm")
+        state = {
+            "step": jnp.zeros((), jnp.int32),
+            "params": params,
+            "moments": self.optimizer.init(params),
+            "window": {"count": jnp.zeros((), jnp.int32), "sums": dict.fromkeys(metrics, zero)},
+            "bad": {"step": jnp.full((), NEVER, jnp.int32), "values": dict.fromkeys(metrics, zero)},
+        }
+        return state | ({"ema": params} if self.recipe.ema else {})
+
+    @property
+    def abstract(self) -> State:
+        """The state's shapes and types, and where its arrays lie: what a checkpoint is restored into."""
+        shapes = jax.eval_shape(self._state, {name: self.network.shapes[name] for name in self.names})
+        places = self.shardings
+        if places is None:
+            places = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), shapes)
+        return jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places
+        )
+
+    def place(self, state: State) -> State:
+        return jax.device_put(state, self.shardings)
+
+    def place_frozen(self, params: Parameters) -> Parameters:
+        """The frozen modules of `params` on their devices."""
+        frozen = {name: tree for name, tree in params.items() if name not in self.names}
+        if self.shardings is None:
+            return jax.device_put(frozen)
+        shapes = {name: self.network.shapes[name] for name in frozen}
+        return jax.device_put(frozen, sharding.shardings(self.mesh, {n: self.network.axes[n] for n in frozen}, shapes))
+
+    def place_batch(self, array: Any) -> Array:
+        """One array of a batch (this process's share of it) on its devices."""
+        if self.shardings is None:
+            return jax.device_put(array)
+        return jax.make_array_from_process_local_data(sharding.batch_sharding(self.mesh), array)
+
+    @property
+    def _replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def _state_shardings(self) -> State:
+        shapes = {name: self.network.shapes[name] for name in self.names}
+        params = sharding.shardings(self.mesh, {name: self.network.axes[name] for name in self.names}, shapes)
+        state = jax.eval_shape(self._state, shapes)
+        places = jax.tree.map(lambda _: self._replicated, state)
+        places["moments"] = optax.tree.map_params(
+            self.optimizer,
+            lambda _, place: place,
+            state["moments"],
+            params,
+            transform_non_params=lambda _: self._replicated,
+        )
+        return places | {name: params for name in ("params", "ema") if name in state}
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Step
+
+    def loss(
+        self, params: Parameters, frozen: Parameters, batches: Batches, key: Array | None
+    ) -> tuple[Array, dict[str, Array]]:
+        """(sum by weight, {objective: loss}). Clips come as uint8 and are normalised here."""
+        modules = self.network.bind({**frozen, **params})
+        total, losses = jnp.zeros((), jnp.float32), {}
+        for place, (name, objective) in enumerate(self.recipe.objectives.items()):
+            batch = dict(batches[name])
+            if "clips" in batch:
+                batch["clips"] = self.recipe.preprocessing.to_float(batch["clips"])
+            own_key = None if key is None else jax.random.fold_in(key, place)
+            losses[name] = objective.task(batch, own_key, **select(objective.task, modules))
+            total += objective.weight * losses[name]
+        return total, losses
+
+    def gradients(
+        self, params: Parameters, frozen: Parameters, batches: Batches, key: Array | None
+    ) -> tuple[tuple[Array, dict[str, Array]], Parameters]:
+        """((sum, losses), gradient of the sum): of the whole batch, or averaged over its parts."""
+        differentiate = jax.value_and_grad(self.loss, has_aux=True)
+        parts = self.recipe.accumulate
+        if parts == 1:
+            return differentiate(params, frozen, batches, key)
+
+        def one_part(sums: Any, part: Any) -> tuple[Any, None]:
+            index, batch = part
+            part_key = None if key is None else jax.random.fold_in(key, index)
+            return jax.tree.map(jnp.add, sums, differentiate(params, frozen, batch, part_key)), None
+
+        # Every device keeps examples of its own in every part: example i goes to part i modulo `parts`.
+        split = jax.tree.map(lambda array: rearrange(array, "(b a) ... -> a b ...", a=parts), dict(batches))
+        first = jax.tree.map(lambda array: array[0], split)
+        shapes = jax.eval_shape(differentiate, params, frozen, first, key)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        sums, _ = jax.lax.scan(one_part, zeros, (jnp.arange(parts), split))
+        return jax.tree.map(lambda total: total / parts, sums)
+
+    def _step(self, state: State, frozen: Parameters, batches: Batches) -> tuple[State, Metrics]:
+        recipe, done = self.recipe, state["step"]
+        key = jax.random.fold_in(jax.random.key(recipe.seed), done) if recipe.dropout else None
+        (total, losses), gradients = self.gradients(state["params"], frozen, batches, key)
+        updates, moments = self.optimizer.update(gradients, state["moments"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+
+        values = {"loss": total, **{f"loss/{name}": loss for name, loss in losses.items()}}
+        values["gradient_norm"] = optax.tree.norm(gradients)
+        new = {"step": done + 1, "params": params, "moments": moments}
+        new["window"] = _windowed(state["window"], values, fresh=done % recipe.log_every == 0)
+        new["bad"] = _first_bad(state["bad"], values, done + 1)
+        if recipe.ema:
+            new["ema"] = averaged(state["ema"], params, recipe.ema, done)
+        count = new["window"]["count"]
+        metrics = {name: total / count for name, total in new["window"]["sums"].items()}
+        # Outputs of their own, since the state's buffers are donated to the next step.
+        return new, {"metrics": metrics | {"learning_rate": self.rate(done)}, "bad": jax.tree.map(jnp.copy, new["bad"])}
+
+
+def averaged(ema: Parameters, params: Parameters, decay: float, done: Array | int) -> Parameters:
+    """The running average after one step more, `done` steps having gone before: `d * ema + (1 - d) * params` with
+    `d = min(decay, (1 + done) / (10 + done))`, so that the random start is soon forgotten."""
+    done = jnp.asarray(done, jnp.float32)
+    share = jnp.minimum(decay, (1 + done) / (10 + done))
+    return jax.tree.map(lambda old, new: share * old + (1 - share) * new, ema, params)
+
+
+def _windowed(window: State, values: Mapping[str, Array], *, fresh: Array) -> State:
+    """Sums since the last line of the log, this step included; they begin anew where `fresh`."""
+    return {
+        "count": jnp.where(fresh, 0, window["count"]) + 1,
+        "sums": {name: jnp.where(fresh, 0.0, window["sums"][name]) + value for name, value in values.items()},
+    }
+
+
+def _first_bad(bad: State, values: Mapping[str, Array], step: Array) -> State:
+    """Keeps the first step at which something was not finite, and its numbers."""
+    finite = jnp.stack([jnp.isfinite(value) for value in values.values()]).all()
+    happened = (bad["step"] == NEVER) & ~finite
+    return jax.tree.map(lambda new, old: jnp.where(happened, new, old), {"step": step, "values": dict(values)}, bad)

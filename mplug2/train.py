@@ -1,0 +1,253 @@
+"""Training: `train(recipe, run_dir)` begins a run, or continues it exactly where its newest checkpoint stands.
+
+The loop hands batches to the compiled step (mplug2.step) and never waits for a step that was just begun: metrics stay on
+the devices until a line of the log is due. Ctrl-C or SIGTERM finishes the step, saves and returns; a second one aborts.
+"""
+
+import dataclasses
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mplug2 import hub
+from mplug2.checkpoint import AVERAGE, Checkpoints, fingerprint
+from mplug2.data.stream import Feed, stream
+from mplug2.data.tokens import SentencePiece
+from mplug2.errors import CheckpointError, DataError, Mplug2Error
+from mplug2.logbook import Logbook
+from mplug2.network import Network, Parameters
+from mplug2.prefetch import Batches, Prefetch
+from mplug2.recipe import Recipe
+from mplug2.run import Run, open_run, write_json
+from mplug2.step import NEVER, Metrics, State, Trainer
+
+IN_FLIGHT = 2
+"""Steps that may be begun before the oldest of them is done."""
+
+
+class DivergedError(Mplug2Error):
+    """A loss or a gradient that is not finite."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a session ended: at `step`, `finished` or interrupted. `params` are all modules'; `ema` the running averages
+    of the trained ones (empty if the recipe keeps none)."""
+
+    run: Run
+    step: int
+    finished: bool
+    params: Parameters
+    ema: Parameters
+
+
+def train(
+    recipe: Recipe,
+    run_dir: Path | str,
+    *,
+    source: str = "",
+    overrides: Sequence[str] = (),
+    batches: Batches | None = None,
+    composed: tuple[Network, Parameters] | None = None,
+) -> Outcome:
+    """Trains `recipe` up to its number of steps; everything is kept in `run_dir`.
+
+    `source` and `overrides` are how the recipe was found, for whoever reads the run later. `batches` (default: the
+    recipe's own data) and `composed` (default: the network assembled as the modes and cards say) may be given.
+
+    Raises RecipeError if `run_dir` holds a run of another recipe, CheckpointError if it cannot be read or written,
+    DivergedError with the step, the tasks and the example ids when a loss is not finite.
+    """
+    run = open_run(run_dir, recipe, source, overrides)
+    if composed is None:
+        network, params, report = hub.assemble(recipe)
+        write_json(run.path / "load_report.json", dataclasses.asdict(report))
+    else:
+        network, params = composed
+    return _Session(run, recipe, network, params).go(batches or data_stream(recipe))
+
+
+def data_stream(recipe: Recipe) -> Batches:
+    """The training batches that a recipe asks for."""
+    feeds = {
+        name: Feed(objective.data, objective.batch, objective.lengths) for name, objective in recipe.objectives.items()
+    }
+    return stream(
+        feeds,
+        tokenizer=SentencePiece(f"{recipe.tokenizer}.model"),
+        seed=recipe.seed,
+        workers=recipe.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+class _Session:
+    """One start of a run: restores, loops, logs, saves."""
+
+    def __init__(self, run: Run, recipe: Recipe, network: Network, params: Parameters):
+        self.run, self.recipe = run, recipe
+        self.trainer = Trainer(recipe, network)
+        self.frozen_hashes = {name: fingerprint(params[name]) for name in params if name not in self.trainer.names}
+        self.checkpoints = Checkpoints(run.path, recipe.keep)
+        self.params = params
+        self.position: Any = None
+        self.recent: deque[tuple[int, dict[str, list[int]]]] = deque()  # steps not yet known to be finite
+        self.begun: deque[tuple[int, Metrics]] = deque()  # steps not yet known to be done
+
+    def go(self, batches: Batches) -> Outcome:
+        recipe, trainer = self.recipe, self.trainer
+        step, state = self._restored(batches)
+        examples = sum(objective.batch for objective in recipe.objectives.values())
+        with ExitStack() as stack:
+            logbook = stack.enter_context(
+                Logbook(self.run.path, name=recipe.name, step=step, steps=recipe.steps, examples=examples)
+            )
+            if step >= recipe.steps:
+                logbook.say(f"{self.run.path}: this run is finished, all its {step} steps are done")
+                return self._outcome(step, state)
+            if step:
+                logbook.say(f"{self.run.path}: continuing after step {step}")
+            frozen = trainer.place_frozen(self.params)
+            stack.callback(self._abandon)
+            feed = stack.enter_context(Prefetch(batches, trainer.place_batch))
+            interruption = stack.enter_context(Interruption(logbook))
+            first = step + 1
+            while step < recipe.steps and not interruption.asked:
+                ready = self._next(feed)
+                state, metrics = trainer.step(state, frozen, ready.arrays)
+                step += 1
+                self.position = ready.position
+                self.recent.append((step, ready.ids))
+                self.begun.append((step, metrics))
+                if step == first:
+                    self._settle(logbook, down_to=0)
+                    logbook.ready(step)
+                self._settle(logbook, down_to=IN_FLIGHT)
+                if step % recipe.checkpoint_every == 0:
+                    self._settle(logbook, down_to=0)
+                    self._save(step, state)
+            self._settle(logbook, down_to=0)
+            if step >= first:
+                self._save(step, state)
+            self.checkpoints.wait()
+            if step < recipe.steps:
+                logbook.say(f"{self.run.path}: stopped after step {step} of {recipe.steps}; the same command continues")
+            else:
+                logbook.say(f"{self.run.path}: finished after step {step}")
+        return self._outcome(step, state)
+
+    def _next(self, feed: Prefetch) -> Any:
+        try:
+            return next(feed)
+        except StopIteration:
+            raise DataError("the stream of batches has ended before the recipe's last step") from None
+
+    def _settle(self, logbook: Logbook, *, down_to: int) -> None:
+        """Waits until at most `down_to` begun steps are not done; writes the lines of the log that are due."""
+        while len(self.begun) > down_to:
+            step, metrics = self.begun.popleft()
+            due = step % self.recipe.log_every == 0 or step == self.recipe.steps
+            if due or not (self.begun or down_to):
+                metrics = jax.device_get(metrics)
+                self._check(metrics["bad"])
+                while self.recent and self.recent[0][0] <= step:
+                    self.recent.popleft()
+                if due:
+                    logbook.log(step, {name: float(value) for name, value in metrics["metrics"].items()})
+            else:
+                jax.block_until_ready(metrics)
+            logbook.advance(step)
+
+    def _check(self, bad: State) -> None:
+        """Raises DivergedError if a step had a loss or a gradient that is not finite."""
+        step = int(bad["step"])
+        if step == NEVER:
+            return
+        ids = dict(self.recent)[step]
+        values = {name.removeprefix("loss/"): float(value) for name, value in bad["values"].items()}
+        tasks = [name for name in self.recipe.objectives if not _finite(values[name])]
+        told = [f"the loss of {name} is {values[name]} (examples {ids.get(name, 'unknown')})" for name in tasks]
+        if not tasks:
+            told = [f"the losses are finite but the gradient's norm is {values['gradient_norm']} (examples {ids})"]
+        steps = self.checkpoints.steps
+        before = f"the newest checkpoint, of step {steps[-1]}, is from before" if steps else "there is no checkpoint yet"
+        raise DivergedError(f"step {step}: {'; '.join(told)}; {before}")
+
+    # -----------------------------------------------------------------------------------------------------------------
+    # Checkpoints
+
+    def _items(self, state: State) -> dict[str, Any]:
+        items = {**state["params"], "optimizer": state["moments"], "window": state["window"]}
+        return items | {AVERAGE + name: tree for name, tree in state.get("ema", {}).items()}
+
+    def _save(self, step: int, state: State) -> None:
+        metadata = {"step": step, "recipe": self.run.fingerprint, "frozen": self.frozen_hashes}
+        self.checkpoints.save(step, {**self._items(state), "iterator": self.position, "metadata": metadata})
+
+    def _restored(self, batches: Batches) -> tuple[int, State]:
+        """(steps done, state) of the newest readable checkpoint, or of a run that begins."""
+        restored = self.checkpoints.restore({**self._items(self.trainer.abstract), "iterator": None, "metadata": None})
+        if restored is None:
+            return 0, self.trainer.begin(self.params)
+        step, items = restored
+        for name, digest in items["metadata"]["frozen"].items():
+            if self.frozen_hashes.get(name) != digest:
+                raise CheckpointError(f"{self.run.path}: frozen module {name} is not the one that this run began with")
+        self.checkpoints.drop_after(step)
+        batches.set_state(items["iterator"])
+        self.position = items["iterator"]
+        # `step` and `bad` follow from where the checkpoint stands; the rest is as it was.
+        begun = self.trainer.begin({name: items[name] for name in self.trainer.names})
+        state = begun | {"moments": items["optimizer"], "window": items["window"]}
+        state["step"] = begun["step"] + step
+        if "ema" in state:
+            state["ema"] = {name: items[AVERAGE + name] for name in self.trainer.names}
+        return step, state
+
+    def _abandon(self) -> None:
+        """A save that still goes on when the session ends ends with it; its error must not hide another."""
+        try:
+            self.checkpoints.wait()
+        except CheckpointError:
+            if sys.exc_info()[0] is None:
+                raise
+
+    def _outcome(self, step: int, state: State) -> Outcome:
+        params = {**self.params, **state["params"]}
+        return Outcome(self.run, step, step >= self.recipe.steps, params, state.get("ema", {}))
+
+
+class Interruption:
+    """While it is entered, the first Ctrl-C or SIGTERM sets `asked`, the second raises KeyboardInterrupt."""
+
+    def __init__(self, logbook: Logbook):
+        self.asked = False
+        self._logbook = logbook
+        self._before: dict[int, Any] = {}
+
+    def _note(self, number: int, _: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        self._logbook.say(f"{signal.Signals(number).name}: finishing this step and saving; once more stops at once")
+
+    def __enter__(self) -> "Interruption":
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids it
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0

@@ -1,0 +1,26 @@
+"""`mplug2 train RECIPE [field=value ...]`: train a recipe, or continue its run."""
+
+import argparse
+
+from mplug2 import overrides, recipes
+from mplug2.run import default_folder
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="mplug2 train",
+        description="Train a recipe. The same command again continues where the run stopped, exactly.",
+        epilog="example: mplug2 train image_caption.tiny steps=200 optimizer.learning_rate=3e-4",
+    )
+    parser.add_argument("recipe", help='a name such as "pretrain.small" (mplug2 recipes lists them), or file.py:function')
+    parser.add_argument("overrides", nargs="*", metavar="field=value", help="a field of the recipe, by dotted path")
+    parser.add_argument("--run-dir", help="where the run is kept (default: runs/RECIPE-FINGERPRINT)")
+    parser.add_argument("--steps", type=int, help="short for steps=N")
+    asked = parser.parse_intermixed_args(argv)
+    changes = [*asked.overrides, *([] if asked.steps is None else [f"steps={asked.steps}"])]
+    recipe = overrides.apply(recipes.find(asked.recipe), changes)
+
+    from mplug2.train import train  # after the recipe is known to be right: it takes seconds to import
+
+    train(recipe, asked.run_dir or default_folder(recipe), source=asked.recipe, overrides=changes)
+    return 0

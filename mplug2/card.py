@@ -89,9 +89,7 @@ class Score:
 
     def __post_init__(self):
         _expect(self.n > 0, "n", self.n, "a positive number of examples")
-        _expect(
-            self.low <= self.value <= self.high, "value", self.value, f"one within {self.low} to {self.high}"
-        )
+        _expect(self.low <= self.high, "low", self.low, f"at most high, {self.high}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,11 +59,15 @@ def read(path: Path, sha256: str | None = None) -> dict[str, np.ndarray]:
     except OSError as error:
         raise CardError(f"{path}: cannot be read ({error.strerror})") from None
     if sha256 is not None and (found := hashlib.sha256(mapped).hexdigest()) != sha256:
-        raise CardError(f"{path}: sha256 is {found}, the card says {sha256}; the file is damaged or another one")
+        raise CardError(
+            f"{path}: sha256 is {found}, the card says {sha256}; the file is damaged or another one"
+        )
     arrays = {}
     for name, (dtype, shape, start) in _entries(path, mapped).items():
         count = math.prod(shape)
-        arrays[name] = np.frombuffer(mapped, dtype, count, start).reshape(shape) if count else np.empty(shape, dtype)
+        arrays[name] = (
+            np.frombuffer(mapped, dtype, count, start).reshape(shape) if count else np.empty(shape, dtype)
+        )
     return arrays
 
 
@@ -71,10 +75,15 @@ def _entries(path: Path, mapped: mmap.mmap) -> dict[str, tuple[np.dtype, tuple[i
     """{name: (type, shape, first byte)}, checked to cover the file's data exactly."""
     length = int.from_bytes(mapped[:8], "little")
     if length > min(len(mapped) - 8, _LONGEST_HEADER):
-        raise CardError(f"{path}: not a safetensors file, its header of {length} bytes does not fit in {len(mapped)}")
+        raise CardError(
+            f"{path}: not a safetensors file, its header of {length} bytes does not fit in {len(mapped)}"
+        )
     try:
         header = json.loads(mapped[8 : 8 + length].decode(), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:  # ValueError: of JSON, of UTF-8, of a number too long to read
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: of JSON, of UTF-8, of a number too long to read
         raise CardError(f"{path}: its header is not JSON ({error})") from None
     if not isinstance(header, dict):
         raise CardError(f"{path}: its header is not a JSON object")
@@ -89,7 +98,9 @@ def _entries(path: Path, mapped: mmap.mmap) -> dict[str, tuple[np.dtype, tuple[i
     position = 0
     for start, end, name in sorted(spans):
         if start != position:
-            raise CardError(f"{path}: array {name!r} begins at byte {start}, the one before it ends at {position}")
+            raise CardError(
+                f"{path}: array {name!r} begins at byte {start}, the one before it ends at {position}"
+            )
         position = end
     if position != available:
         raise CardError(f"{path}: arrays take {position} bytes, the file has {available}")
@@ -105,12 +116,16 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...]
     if not isinstance(code, str) or code not in _CODES:
         raise CardError(f"{where} has dtype {code!r}, known are {sorted(_CODES)}{nearest(str(code), _CODES)}")
     if not _counts(shape) or len(shape) > _MOST_AXES or math.prod(filter(None, shape)) >= 2**40:
-        raise CardError(f"{where} has shape {shape!r}, expected at most {_MOST_AXES} sizes and 2**40 elements")
+        raise CardError(
+            f"{where} has shape {shape!r}, expected at most {_MOST_AXES} sizes and 2**40 elements"
+        )
     if not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise CardError(f"{where} has data_offsets {offsets!r}, expected a start and an end")
     size = math.prod(shape) * _CODES[code].itemsize
     if size != offsets[1] - offsets[0]:
-        raise CardError(f"{where}: {code} {shape} takes {size} bytes, its data_offsets {offsets} span another number")
+        raise CardError(
+            f"{where}: {code} {shape} takes {size} bytes, its data_offsets {offsets} span another number"
+        )
     return _CODES[code], tuple(shape), offsets[0], offsets[1]
 
 
@@ -125,7 +140,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> tuple[str, int]:
+def write(
+    path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> tuple[str, int]:
     """Writes arrays (float32, bfloat16 or float16) under their names; returns the file's sha256 and size in bytes.
 
     `path` holds the old file or the whole new one at any instant. Raises CardError if it cannot be written.
@@ -138,7 +155,9 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, s
     for name in ordered:
         array = arrays[name]
         if array.dtype not in codes:
-            raise CardError(f"{path}: array {name!r} has dtype {array.dtype}, weights are written as {sorted(FLOATS)}")
+            raise CardError(
+                f"{path}: array {name!r} has dtype {array.dtype}, weights are written as {sorted(FLOATS)}"
+            )
         header[name] = {
             "dtype": codes[array.dtype],
             "shape": list(array.shape),

@@ -142,9 +142,9 @@ def test_what_a_card_leaves_out_is_the_default(example, tmp_path):
         ("interface.dtype", "bfloat61", 'interface.dtype: is .*did you mean "bfloat16"'),
         ("interface.reads", "clips", "interface.reads: is 'clips', expected a list"),
         (
-            "scores.image_caption.value",
+            "scores.image_caption.low",
             2.0,
-            "scores.image_caption.value: is 2.0, expected one within 0.88 to 0.92",
+            "scores.image_caption.low: is 2.0, expected at most high, 0.92",
         ),
         ("scores.image_caption.n", 0, "scores.image_caption.n: is 0"),
         (

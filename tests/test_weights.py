@@ -126,7 +126,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
         (file_of(b'{"a": 1, "a": 2}'), "occurs twice"),
         (file_of({"a": 3}), "not described by"),
         (file_of({"a": entry() | {"code": "x"}}, bytes(8)), "not described by"),
-        (file_of({"a": entry("F33")}, bytes(8)), 'dtype \'F33\', known are .* .did you mean "F32"'),
+        (file_of({"a": entry("F33")}, bytes(8)), "dtype 'F33', known are .* .did you mean \"F32\""),
         (file_of({"a": entry(shape=(-2,))}, bytes(8)), "shape"),
         (file_of({"a": entry(shape=(2.0,))}, bytes(8)), "shape"),
         (file_of({"a": entry(shape=(True, 2))}, bytes(8)), "shape"),
@@ -196,7 +196,10 @@ ENTRIES = st.fixed_dictionaries({"dtype": JSON, "shape": SIZES | JSON, "data_off
 
 
 @settings(max_examples=200, deadline=None)
-@given(header=st.dictionaries(st.text(max_size=4), ENTRIES | JSON, max_size=4) | JSON, data=st.binary(max_size=32))
+@given(
+    header=st.dictionaries(st.text(max_size=4), ENTRIES | JSON, max_size=4) | JSON,
+    data=st.binary(max_size=32),
+)
 def test_any_header_is_read_within_its_bounds_or_refused(header, data, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / "any.safetensors"
     path.write_bytes(file_of(header, data))

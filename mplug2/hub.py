@@ -1,0 +1,379 @@
+"""The hub: find published modules, load them verified, compose them, account for every array, publish them.
+
+The shelf is the package's own folder of cards (checkpoints/). Loading is a hard gate: every array of a network is loaded,
+initialised by a rule, or an array of a file is skipped by a rule; anything else is an error that lists both sides.
+Parameters are nested dicts of float32 as in mplug2.network, whatever type their file stores.
+"""
+
+import dataclasses
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mplug2 import weights
+from mplug2.card import Card, File, Interface, Score, Tokens, Trained, interface, read_card
+from mplug2.data.pixels import Preprocessing
+from mplug2.errors import CardError, nearest
+from mplug2.network import Network, Parameters, flat, nested
+from mplug2.recipe import Recipe
+from mplug2.loading import Line, Report
+from mplug2.roles import Config, Execution
+
+DEFAULT = "small"
+"""The family of shelf cards (`vision-small`, `text-small`, ...) that commands use when told nothing."""
+
+Rules = Mapping[str, Iterable[str]]
+"""By module, patterns of array names (`fnmatch`), as exceptions to the gate."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Find
+
+
+def _shelf_folder() -> Path:
+    return Path(str(resources.files("mplug2.checkpoints")))
+
+
+def shelf() -> list[str]:
+    """The names of the cards that ship with the package."""
+    return sorted(path.stem for path in _card_files(_shelf_folder()))
+
+
+def find(where: str | Path, module: str | None = None) -> Card:
+    """One card: by its name on the shelf, by the path of its JSON file, or in a directory (the one of `module`, if it
+    holds several). Raises CardError that names what there is."""
+    path = Path(where)
+    if str(where) in shelf():
+        return read_card(_shelf_folder() / f"{where}.json")
+    if path.is_dir():
+        found = {path.stem: read_card(path) for path in _card_files(path)}
+        fitting = [card for card in found.values() if module in (None, card.module)]
+        if len(fitting) != 1:
+            wanted = f"one card of {module!r}" if module else "one card"
+            raise CardError(f"{path}: expected {wanted}, it holds {sorted(found)}")
+        return fitting[0]
+    if path.suffix == ".json":
+        if path.is_file():
+            return read_card(path)
+        raise CardError(f"no card {path}: there is no such file")
+    raise CardError(
+        f'no card "{where}": the shelf holds {shelf()}{nearest(str(where), shelf())}, and no file or directory has that name'
+    )
+
+
+def cards(*where: Card | str | Path) -> dict[str, Card]:
+    """Cards by module, from cards, shelf names, families of the shelf ("small"), card files and directories; without an
+    argument, the shelf's default family. Raises CardError where two cards are of one module."""
+    found: dict[str, Card] = {}
+    for place in where or (DEFAULT,):
+        for card in [place] if isinstance(place, Card) else _cards_at(place):
+            if card.module in found:
+                raise CardError(
+                    f"two cards of module {card.module!r}: {found[card.module].name} and {card.name}; choose one"
+                )
+            found[card.module] = card
+    return found
+
+
+def _cards_at(place: str | Path) -> list[Card]:
+    family = [name for name in shelf() if name.endswith(f"-{place}")]
+    if family and not Path(place).exists():
+        return [find(name) for name in family]
+    if Path(place).is_dir():
+        if found := [read_card(path) for path in _card_files(Path(place))]:
+            return found
+        raise CardError(f"{place}: this directory holds no card")
+    return [find(place)]
+
+
+def _card_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.json") if not path.name.endswith(".schema.json"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Load
+
+
+def load(card: Card) -> tuple[Config, Parameters]:
+    """A module's config and parameters. Raises CardError unless the file is the card's own, by size and sha256, and holds
+    the config's arrays and no other."""
+    expected = _shapes({card.module: card.config}, f"card {card.name}")[card.module]
+    arrays = _arrays(card)
+    _gate(card, expected, arrays, initialise=(), skip=())
+    return card.config, _nested(arrays)
+
+
+def _arrays(card: Card) -> dict[str, np.ndarray]:
+    """The arrays of a card's file, verified; float32 ones are views of the file, others are widened."""
+    path = card.weights
+    if not path.is_file():
+        raise CardError(f"card {card.name}: its weights are not at {path}")
+    if (size := path.stat().st_size) != card.file.bytes:
+        raise CardError(f"{path}: has {size} bytes, card {card.name} says {card.file.bytes}")
+    arrays = weights.read(path, card.file.sha256)
+    if strange := sorted(
+        name for name, array in arrays.items() if array.dtype not in weights.FLOATS.values()
+    ):
+        raise CardError(
+            f"{path}: {strange} are {arrays[strange[0]].dtype}, parameters are one of {sorted(weights.FLOATS)}"
+        )
+    return {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}
+
+
+def _shapes(modules: Mapping[str, Config], who: str) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """{module: {array name: shape and type}}, by tracing the configs' own builders; no array is made."""
+    try:
+        return {name: flat(tree) for name, tree in Network(modules).shapes.items()}
+    except (
+        Exception
+    ) as error:  # the numbers are a stranger's, and any layer may be the one that cannot take them
+        raise CardError(f"{who}: its config cannot be built ({type(error).__name__}: {error})") from None
+
+
+def _nested(arrays: Mapping[str, Any]) -> Parameters:
+    return nested({tuple(name.split(".")): array for name, array in arrays.items()})
+
+
+def _gate(
+    card: Card,
+    expected: Mapping[str, jax.ShapeDtypeStruct],
+    arrays: Mapping[str, np.ndarray],
+    *,
+    initialise: Iterable[str],
+    skip: Iterable[str],
+) -> tuple[set[str], set[str], set[str]]:
+    """(loaded, initialised, skipped) names, which together are all there are on either side; CardError otherwise."""
+    fresh = _matching(initialise, set(expected), card, "initialise", "the config")
+    dropped = _matching(skip, set(arrays), card, "skip", "the file")
+    missing = sorted(set(expected) - set(arrays) - fresh)
+    extra = sorted(set(arrays) - set(expected) - dropped)
+    loaded = set(expected) & set(arrays) - fresh - dropped
+    missing += sorted(set(expected) & dropped - fresh)
+    wrong = [
+        f"{name} (config {expected[name].shape}, file {arrays[name].shape})"
+        for name in sorted(loaded)
+        if expected[name].shape != arrays[name].shape
+    ]
+    if missing or extra or wrong:
+        raise CardError(
+            f"card {card.name}: the config has {len(expected)} arrays, the file {card.file.path} has {len(arrays)}"
+            + (f"; only in the config: {_listing(missing)}" if missing else "")
+            + (f"; only in the file: {_listing(extra)}" if extra else "")
+            + (f"; of another shape: {_listing(wrong)}" if wrong else "")
+        )
+    return loaded, fresh, set(arrays) - loaded
+
+
+def _matching(patterns: Iterable[str], names: set[str], card: Card, rule: str, side: str) -> set[str]:
+    found: set[str] = set()
+    for pattern in patterns:
+        if not (hits := set(fnmatch.filter(names, pattern))):
+            raise CardError(
+                f'card {card.name}: rule {rule} "{pattern}" matches no array of {side}{nearest(pattern, names)}'
+            )
+        found |= hits
+    return found
+
+
+def _listing(names: list[str], most: int = 12) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Compose
+
+
+def loaded(recipe: Recipe, *, initialise: Rules = {}, skip: Rules = {}) -> tuple[Parameters, Report]:  # noqa: B006
+    """What a recipe's modes `full` and `frozen` load, arrays that are to be initialised left out, and the account of all.
+
+    `initialise` and `skip` are the rules by which arrays of a network or of a file may be excused. Raises CardError.
+    """
+    params: Parameters = {}
+    lines: list[Line] = []
+    shapes = {name: flat(tree) for name, tree in Network(recipe.modules).shapes.items()}
+    for name, rules in (("initialise", initialise), ("skip", skip)):
+        for module in rules:
+            if module not in recipe.modules or recipe.mode(module) == "init":
+                loads = [other for other in recipe.modules if recipe.mode(other) != "init"]
+                raise CardError(
+                    f"rule {name}: module {module!r} is not loaded, {loads} are{nearest(module, loads)}"
+                )
+    for module in recipe.modules:
+        expected, mode = shapes[module], recipe.mode(module)
+        if mode == "init":
+            lines.append(Line.of(module, mode, initialised=expected))
+            continue
+        card = _card_of(recipe, module)
+        arrays = _arrays(card)
+        taken, fresh, skipped = _gate(
+            card, expected, arrays, initialise=initialise.get(module, ()), skip=skip.get(module, ())
+        )
+        params[module] = _nested({key: arrays[key] for key in taken})
+        lines.append(
+            Line.of(
+                module,
+                mode,
+                card=card.name,
+                sha256=card.file.sha256,
+                loaded={key: expected[key] for key in taken},
+                initialised={key: expected[key] for key in fresh},
+                skipped={key: arrays[key] for key in skipped},
+            )
+        )
+    return params, Report(tuple(lines))
+
+
+def load_as(recipe: Recipe, module: str) -> Parameters:
+    """The parameters of one module that a recipe loads, without exceptions. Raises CardError."""
+    return load(_card_of(recipe, module))[1]
+
+
+def _card_of(recipe: Recipe, module: str) -> Card:
+    """The card that a recipe loads a module from, its config checked to be the recipe's own."""
+    card = find(recipe.cards[module], module)
+    if card.module != module:
+        raise CardError(
+            f"recipe {recipe.name}: module {module!r} is loaded from card {card.name}, one of {card.module!r}"
+        )
+    if differing := differences(card.config, recipe.modules[module]):
+        raise CardError(
+            f"recipe {recipe.name}: card {card.name} has another {module} than the recipe: {_listing(differing)}"
+        )
+    return card
+
+
+def assemble(
+    recipe: Recipe, *, initialise: Rules = {}, skip: Rules = {}
+) -> tuple[Network, Parameters, Report]:  # noqa: B006
+    """A recipe's network, its parameters by each module's mode, and the account of every array. Raises CardError."""
+    network = Network(recipe.modules, recipe.execution)
+    params, report = loaded(recipe, initialise=initialise, skip=skip)
+    begun = [line.module for line in report.lines if line.initialised]
+    fresh = jax.jit(Network({name: recipe.modules[name] for name in begun}, recipe.execution).init)(
+        recipe.seed
+    )
+    for module in begun:
+        params[module] = _nested(flat(fresh[module]) | flat(params.get(module, {})))
+    return network, {module: params[module] for module in recipe.modules}, report
+
+
+def compose(*chosen: Card | str | Path, execution: Execution = Execution()) -> tuple[Network, Parameters]:
+    """A network of the given cards (or shelf names, families, paths), loaded. Raises CardError where two do not fit."""
+    by_module = cards(*chosen)
+    check_fit(by_module)
+    modules = {module: card.config for module, card in by_module.items()}
+    return Network(modules, execution), {module: load(card)[1] for module, card in by_module.items()}
+
+
+def check_fit(by_module: Mapping[str, Card]) -> None:
+    """Raises CardError, naming both cards and what they state, unless each fact that cards share is one."""
+    stated: dict[str, tuple[str, Any]] = {}
+    for module, card in by_module.items():
+        for fact, value in _facts(module, card, "connector" in by_module):
+            other, said = stated.setdefault(fact, (card.name, value))
+            if value != said:
+                hint = "; a connector can stand between vision and the others" if fact == "width" else ""
+                raise CardError(
+                    f"cards {other} and {card.name} do not fit: {other} has {fact} {said}, "
+                    f"{card.name} has {fact} {value}{hint}"
+                )
+
+
+def _facts(module: str, card: Card, connected: bool) -> Iterator[tuple[str, Any]]:
+    """What a card states that other cards of its network must state alike."""
+    if connected and module in ("vision", "temporal", "connector"):
+        yield "vision width", getattr(card.config, "inputs", card.interface.width)
+    if not connected or module not in ("vision", "temporal"):
+        yield "width", card.interface.width
+    if module in ("vision", "temporal"):
+        yield "vision depth", getattr(card.config, "depth", None)
+    if card.interface.vocabulary is not None:
+        yield "vocabulary", card.interface.vocabulary
+    if card.tokenizer is not None:
+        yield "tokenizer", card.tokenizer.sha256
+    if card.preprocessing is not None:
+        yield "preprocessing", card.preprocessing
+
+
+def differences(card: Any, recipe: Any, where: str = "") -> list[str]:
+    """The fields in which two configs differ, as `name (card 128, recipe 256)`."""
+    if type(card) is not type(recipe):
+        return [f"{where or 'config'} (card {type(card).__qualname__}, recipe {type(recipe).__qualname__})"]
+    if not dataclasses.is_dataclass(card):
+        return [] if card == recipe else [f"{where} (card {card!r}, recipe {recipe!r})"]
+    return [
+        difference
+        for f in dataclasses.fields(card)
+        for difference in differences(
+            getattr(card, f.name), getattr(recipe, f.name), f"{where}.{f.name}" if where else f.name
+        )
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Publish
+
+
+def publish(
+    folder: str | Path,
+    name: str,
+    module: str,
+    config: Config,
+    params: Parameters,
+    *,
+    dtype: str = "float32",
+    licence: str = "Apache-2.0",
+    source: str = "",
+    paper: str = "",
+    trained: Trained | None = None,
+    scores: Mapping[str, Score] = {},  # noqa: B006
+    urls: tuple[str, ...] = (),
+    connects: Interface | None = None,
+    preprocessing: Preprocessing | None = None,
+    tokenizer: Tokens | None = None,
+) -> Card:
+    """Writes one module as `<name>.safetensors` and `<name>.json` into `folder` and returns its card.
+
+    `params` is the module's own nested dict. Raises CardError when its arrays are not the config's or not finite, in their
+    own type or in `dtype`, and when the files cannot be written.
+    """
+    if dtype not in weights.FLOATS:
+        raise CardError(
+            f"dtype {dtype!r}: weights are published as {sorted(weights.FLOATS)}{nearest(dtype, weights.FLOATS)}"
+        )
+    connects = connects or interface(module, config, dtype)
+    arrays = {key: np.asarray(array) for key, array in flat(params).items()}
+    path = Path(folder) / f"{name}.safetensors"
+    card = Card(
+        name=name,
+        module=module,
+        config=config,
+        file=File(path=path.name, sha256="0" * 64, bytes=1, urls=urls),
+        interface=connects,
+        licence=licence,
+        source=source,
+        paper=paper,
+        trained=trained,
+        scores=scores,
+        preprocessing=preprocessing,
+        tokenizer=tokenizer,
+        folder=path.parent,
+    )
+    _gate(card, _shapes({module: config}, f"module {module}")[module], arrays, initialise=(), skip=())
+    with np.errstate(
+        over="ignore"
+    ):  # what does not fit becomes infinite, which is refused below with its name
+        arrays = {key: array.astype(weights.FLOATS[dtype]) for key, array in arrays.items()}
+    if strange := sorted(
+        key for key, array in arrays.items() if not np.isfinite(array.astype(np.float32)).all()
+    ):
+        raise CardError(f"module {module}: not finite as {dtype}: {_listing(strange)}")
+    sha256, size = weights.write(path, arrays, {"card": name})
+    card = dataclasses.replace(card, file=File(path=path.name, sha256=sha256, bytes=size, urls=urls))
+    card.write()
+    return card

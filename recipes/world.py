@@ -13,7 +13,7 @@ from mplug2.data.grammar import NUMBERS
 from mplug2.data.handwriting import Handwriting
 from mplug2.data.pixels import Preprocessing
 from mplug2.data.scenes import COLOURS, CORNERS
-from mplug2.evaluate import (
+from mplug2.evaluations import (
     Answering,
     Captioning,
     Classification,

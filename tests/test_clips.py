@@ -20,6 +20,7 @@ def write_video(
     """A video whose i-th frame is all `grey[i]`."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=10)
+        assert isinstance(stream, av.VideoStream)
         stream.width, stream.height = size
         stream.pix_fmt = "yuv420p"
         for number, level in enumerate(grey):

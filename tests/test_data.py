@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,7 +105,8 @@ def test_a_built_set_reads_as_a_standard_tfds_directory(home: Path):
 
     builder = tfds.builder_from_directory(home / "data" / "handwriting" / "digit_1x32" / "1.0.0")
     assert builder.info.splits["test"].num_examples == 1000
-    assert set(builder.info.features) == {"caption", "label", "clips", "boxes"}
+    features: Any = builder.info.features
+    assert set(features) == {"caption", "label", "clips", "boxes"}
     assert "tensorflow" not in sys.modules
 
 

@@ -120,10 +120,11 @@ def test_answers_are_right_by_an_independent_reading_of_the_scene():
                 case "sum":
                     right = grammar.NUMBERS[sum(one.kind for one in scene.digits)]
                 case "motion":
-                    (start, end) = named[about[0]].path[0], named[about[0]].path[-1]
+                    boxes = scene.boxes()[0]
+                    start, end = boxes[0], boxes[-1]
                     axis = 1 if "left" in words else 0
                     ways = ("left", "right") if axis else ("up", "down")
-                    right = ways[end[axis] > start[axis]]
+                    right = ways[int(end[axis] > start[axis])]
                 case "order":
                     (right,) = (name for name in about if named[name].path[0] is not None)
                 case _:

@@ -1,8 +1,9 @@
-"""Scores of captions, answers and retrieval, in Python and numpy; equal to the public reference implementations.
+"""Scores of captions, answers and retrieval, in Python and numpy; equal to the public reference
+implementations.
 
-Caption metrics take `predictions` (N texts) and `references` (N lists of texts) whose words are parted by blanks: raw
-captions go through `tokenize_all` first. Each returns the corpus score and the score of every example, which
-`bootstrap` turns into an interval.
+Caption metrics take `predictions` (N texts) and `references` (N lists of texts) whose words are parted by
+blanks: raw captions go through `tokenize_all` first. Each returns the corpus score and the score of every
+example, which `bootstrap` turns into an interval.
 """
 
 from mplug2.metrics.answers import exact_match, normalise_answer, vqa_accuracy

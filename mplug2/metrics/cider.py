@@ -2,12 +2,14 @@
 
 Three names, because public code uses one name for two formulas:
 - `cider_plain`: the paper's CIDEr: cosine similarity, no clipping, no length penalty.
-- `cider_d`: CIDEr-D: counts clipped by the reference's, and a Gaussian penalty of the difference in length (sigma 6).
+- `cider_d`: CIDEr-D: counts clipped by the reference's, and a Gaussian penalty of the difference in length
+  (sigma 6).
 - `cider`: what papers report as CIDEr, from pycocoevalcap: that is CIDEr-D.
 
-Raw counts as term frequency; the document frequency of an n-gram is the number of examples (not sentences) with a
-reference that holds it; idf = ln(N / max(1, df)). With one example every idf, and so every score, is 0, and a caption
-of fewer than four words cannot reach 10: pass the `document_frequencies` of a larger set to compare small samples.
+Raw counts as term frequency; the document frequency of an n-gram is the number of examples (not sentences)
+with a reference that holds it; idf = ln(N / max(1, df)). With one example every idf, and so every score, is
+0, and a caption of fewer than four words cannot reach 10: pass the `document_frequencies` of a larger set
+to compare small samples.
 """
 
 import math
@@ -53,14 +55,18 @@ def document_frequencies(references: Sequence[Sequence[str]]) -> DocumentFrequen
 
 
 def cider(
-    predictions: Sequence[str], references: Sequence[Sequence[str]], frequencies: DocumentFrequencies | None = None
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    frequencies: DocumentFrequencies | None = None,
 ) -> Score:
     """CIDEr as papers report it (pycocoevalcap's, the same as `cider_d`)."""
     return cider_d(predictions, references, frequencies)
 
 
 def cider_d(
-    predictions: Sequence[str], references: Sequence[Sequence[str]], frequencies: DocumentFrequencies | None = None
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    frequencies: DocumentFrequencies | None = None,
 ) -> Score:
     """CIDEr-D of N captions, in 0..10; the corpus score is the mean.
 
@@ -71,7 +77,9 @@ def cider_d(
 
 
 def cider_plain(
-    predictions: Sequence[str], references: Sequence[Sequence[str]], frequencies: DocumentFrequencies | None = None
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    frequencies: DocumentFrequencies | None = None,
 ) -> Score:
     """The paper's CIDEr, without clipping and length penalty, in 0..10; arguments and errors as `cider_d`."""
     return _mean_similarity(predictions, references, frequencies, _cosine_similarity)
@@ -119,6 +127,8 @@ def _similarity(prediction: _Vector, reference: _Vector, product) -> float:
         prediction.weights, reference.weights, prediction.norms, reference.norms, strict=True
     ):
         if our_norm and their_norm:
-            shared = math.fsum(product(weight, theirs[gram]) for gram, weight in ours.items() if gram in theirs)
+            shared = math.fsum(
+                product(weight, theirs[gram]) for gram, weight in ours.items() if gram in theirs
+            )
             total += shared / (our_norm * their_norm)
     return total / 4

@@ -1,12 +1,13 @@
-"""METEOR 1.5 (Denkowski and Lavie, WMT 2014) for English, in its exact + stem form: no synonyms, no paraphrases.
+"""METEOR 1.5 (Denkowski and Lavie, WMT 2014) for English, in its exact + stem form: no synonyms, no
+paraphrases.
 
-The full form needs WordNet and METEOR's paraphrase table, which are not shipped; a score is therefore a little lower
-than the published METEOR of the same captions. Say "METEOR (exact+stem)" beside it. It equals the reference program
-run with `-l en -norm -m "exact stem"`.
+The full form needs WordNet and METEOR's paraphrase table, which are not shipped; a score is therefore a
+little lower than the published METEOR of the same captions. Say "METEOR (exact+stem)" beside it. It equals
+the reference program run with `-l en -norm -m "exact stem"`.
 
-Words of the prediction are aligned with words of the reference, equal words (weight 1) or equal stems (weight 0.6), so
-that as many as possible are matched, in as few contiguous chunks as possible, at the least distance. Precision and
-recall weigh content words 0.75 and function words 0.25.
+Words of the prediction are aligned with words of the reference, equal words (weight 1) or equal stems
+(weight 0.6), so that as many as possible are matched, in as few contiguous chunks as possible, at the least
+distance. Precision and recall weigh content words 0.75 and function words 0.25.
 """
 
 from collections.abc import Sequence
@@ -30,7 +31,9 @@ _FORMS = ("exact+stem", "exact")
 
 @dataclass(frozen=True)
 class Alignment:
-    """Counts of one comparison, prediction first: words, function words, and matches by module (exact, stem)."""
+    """Counts of one comparison, prediction first: words, function words, and matches by module (exact,
+    stem).
+    """
 
     words: tuple[int, int]
     function_words: tuple[int, int]
@@ -47,8 +50,9 @@ def meteor(
 ) -> Score:
     """METEOR of N captions in 0..1; `form` "exact" leaves stems out as well.
 
-    Of several references the best scoring one counts, the first among equals. The corpus score is not the mean: as in
-    the reference program the counts of all examples are summed first. Raises DataError for empty or unequal input.
+    Of several references the best scoring one counts, the first among equals. The corpus score is not the
+    mean: as in the reference program the counts of all examples are summed first. Raises DataError for
+    empty or unequal input.
     """
     check_captions(predictions, references)
     if form not in _FORMS:
@@ -119,7 +123,9 @@ class _Path(NamedTuple):
     pairs: tuple | None
 
     def rank(self) -> tuple[int, int, int]:
-        """Smaller is better: weight of the matches (whole numbers, as the reference program has it), chunks, distance."""
+        """Smaller is better: weight of the matches (whole numbers, as the reference program has it),
+        chunks, distance.
+        """
         return -(self.tenths // 10), self.chunks, self.distance
 
 
@@ -161,13 +167,17 @@ def _matches(prediction: Sequence[str], reference: Sequence[str], form: str) -> 
 
 
 def _search(matches: list[list[tuple[int, int]]], length: int) -> tuple[list[tuple[int, int, int]], int]:
-    """Beam search from the first reference word to the last: (prediction word, reference word, module), and chunks."""
+    """Beam search from the first reference word to the last: (prediction word, reference word, module), and
+    chunks.
+    """
     coverage = [0] * length
     for found in matches:
         for ours, _ in found:
             coverage[ours] += 1
     certain = {
-        theirs: found[0] for theirs, found in enumerate(matches) if len(found) == 1 and coverage[found[0][0]] == 1
+        theirs: found[0]
+        for theirs, found in enumerate(matches)
+        if len(found) == 1 and coverage[found[0][0]] == 1
     }
     paths = [_Path(0, 0, 0, -1, sum(1 << ours for ours, _ in certain.values()), None)]
     for theirs, found in enumerate(matches):

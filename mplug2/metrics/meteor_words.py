@@ -1,7 +1,9 @@
-"""What METEOR 1.5 calls a word: the normalisation of its English texts, and which words count as function words.
+"""What METEOR 1.5 calls a word: the normalisation of its English texts, and which words count as function
+words.
 
-Independent of METEOR's own files (LGPL, not shipped): the rules were written from observed input and output, and the
-list holds the words that the reference reports as function words among the common English words asked about.
+Independent of METEOR's own files (LGPL, not shipped): the rules were written from observed input and
+output, and the list holds the words that the reference reports as function words among the common English
+words asked about.
 """
 
 import re
@@ -27,17 +29,18 @@ _BEFORE = [
 _ACRONYM = re.compile(rf"(?:[{_L}]\.){{2,}}")
 _FINAL_PERIOD = re.compile(r"(\S+)\.")
 _ABBREVIATIONS = frozenset(
-    """Adj Adm Adv Bart Bldg Brig Bros Capt Cmdr Col Comdr Con Corp Cpl Dr DR Drs Ens Gen Gov Hon Hosp Hr Insp Lt Maj
-    Messrs Mlle MM Mme MR Mr Mrs MRS Ms MS Msgr Nos Nr Op Ord Pfc Ph Prof Pvt Rep Reps Res rev Rev Rt Sen Sens Sfc Sgt
-    Sr St Supt Surg v vs A B C D E F G H I J K L M N O P Q R S T U V W X Y Z""".split()
+    """Adj Adm Adv Bart Bldg Brig Bros Capt Cmdr Col Comdr Con Corp Cpl Dr DR Drs Ens Gen Gov Hon Hosp Hr
+    Insp Lt Maj Messrs Mlle MM Mme MR Mr Mrs MRS Ms MS Msgr Nos Nr Op Ord Pfc Ph Prof Pvt Rep Reps Res rev
+    Rev Rt Sen Sens Sfc Sgt Sr St Supt Surg v vs A B C D E F G H I J K L M N O P Q R S T U V W X Y
+    Z""".split()
 )
 _NUMBER_ABBREVIATIONS = frozenset(("Art", "No", "pp"))
 
 FUNCTION_WORDS = frozenset(
-    """a about after all also an and are as at be been but by can could first for from had has have he her his i if in
-    into is it its last more new no not of on one or other out over people s said she so some than that the their there
-    they this time to two up was we were what when which who will with would year years you
-    't . , ? : - -- ' " ( ) $ -lrb- -rrb-""".split()
+    """a about after all also an and are as at be been but by can could first for from had has have he her
+    his i if in into is it its last more new no not of on one or other out over people s said she so some
+    than that the their there they this time to two up was we were what when which who will with would year
+    years you 't . , ? : - -- ' " ( ) $ -lrb- -rrb-""".split()
 )
 
 
@@ -57,7 +60,11 @@ def normalise(text: str) -> list[str]:
         following = words[index + 1] if index + 1 < len(words) else ""
         if _ACRONYM.fullmatch(word):
             result.append(word.replace(".", ""))
-        elif word.strip(".") and (final := _FINAL_PERIOD.fullmatch(word)) and not _keeps_period(final.group(1), following):
+        elif (
+            word.strip(".")
+            and (final := _FINAL_PERIOD.fullmatch(word))
+            and not _keeps_period(final.group(1), following)
+        ):
             result += [final.group(1), "."]
         else:
             result.append(word)

@@ -1,14 +1,16 @@
 """Penn Treebank tokens of a caption: raw text -> lower-case words, most punctuation removed.
 
-The caption metrics are defined on the output of the tokenizer of pycocoevalcap (Stanford CoreNLP 3.4.1, run with
-`-preserveLines -lowerCase`, then fifteen kinds of punctuation removed). This is an independent lexer with the same
-behaviour, written from observed input and output: at every position all rules are tried and the longest match wins,
-the earlier rule among equals; context that a rule needs counts as part of the match but is not consumed.
+The caption metrics are defined on the output of the tokenizer of pycocoevalcap (Stanford CoreNLP 3.4.1, run
+with `-preserveLines -lowerCase`, then seventeen kinds of punctuation token removed). This lexer aims at the
+same tokens; its rules were fitted to that program's output. At every position all rules are tried and the
+longest match wins, the earlier rule among equals; context that a rule needs counts as part of the match but
+is not consumed.
 
-A text is tokenised on its own, as if an empty line followed. Three behaviours of the original are therefore left out
-as defects: rules that look across the end of a caption into the next one, rules that fail at the end of the input
-(`they'll` as the last word of the last caption), and captions that lose their tail and shift all later ones because
-they hold a carriage return, vertical tab, form feed, U+2028 or U+2029 (here these separate words).
+A text is tokenised on its own, as if an empty line followed. Three behaviours of the original are therefore
+left out as defects: rules that look across the end of a caption into the next one, rules that fail at the
+end of the input (`they'll` as the last word of the last caption), and captions that lose their tail and
+shift all later ones because they hold a carriage return, vertical tab, form feed, U+2028 or U+2029 (here
+these separate words).
 """
 
 import re
@@ -21,26 +23,43 @@ REMOVED = frozenset(
 )
 """Tokens that the reference drops after lower-casing; brackets are lower-case by then and stay."""
 
-# Abbreviations by what their period does. Before the start of a sentence (a blank and a capital, or the end of the
-# text) "ends" gives the period twice ("inc." "."); "stays" never does; "number" keeps it only before a digit.
-_ENDS = """al ala apr ariz assn aug bancorp bhd bldg blvd bros calif co colo conn corp cos ct dak dec esq est etc ext
-feb fla fri ga inc ind intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon mont neb nev nov oct okla penn plc
-rd rt sep sept seq sq sr sys tel tenn thu thurs tue tues univ va vt wed wis wisc wyo"""
+# Abbreviations by what their period does. Before the start of a sentence (a blank and a capital, or the end
+# of the text) "ends" gives the period twice ("inc." "."); "stays" never does; "number" keeps it only before a
+# digit.
+_ENDS = """al ala apr ariz assn aug bancorp bhd bldg blvd bros calif co colo conn corp cos ct dak dec esq
+est etc ext feb fla fri ga inc ind intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon mont neb nev
+nov oct okla penn plc rd rt sep sept seq sq sr sys tel tenn thu thurs tue tues univ va vt wed wis wisc
+wyo"""
 _ENDS_CAPITAL = "ark az del ill la mass miss ore pa tex wash"
 _ENDS_NOT_UPPER = "pte ptes pty ptys"
-_STAYS = """adj adm adv assoc asst atty attys ave brig capt cf cie cmdr col comdr cpl dept det dr drs elec ens ft gen
-gov govs hon insp invt jos lieut lt maj messrs mlle mme mr mrs ms mt natl pfc ph pres prof profs pvt rep reps rev sen
-sens sfc sgt spc st ste supt supts treas vs wm"""
+_STAYS = """adj adm adv assoc asst atty attys ave brig capt cf cie cmdr col comdr cpl dept det dr drs elec
+ens ft gen gov govs hon insp invt jos lieut lt maj messrs mlle mme mr mrs ms mt natl pfc ph pres prof profs
+pvt rep reps rev sen sens sfc sgt spc st ste supt supts treas vs wm"""
 _STAYS_NOT_UPPER = "mfg mtg"
 _NUMBER = "art ca fig figs no nos op pp prop"
-# A caption goes on with one of these after "U.S." or "A.": a new sentence began, so the period was also its end.
-_STARTERS = """A About According Additionally After An And As At But Earlier He Her Here However If In It Last Many More
-Mr Ms Now Once One Other Our She Since So Some Such That The Their Then There These They This We When While What Yet
-You"""
-_QUOTES = {"\u201e": "\u201e", "`": "`\u2018\u201b\u2039\u0091", "'": "\u2019\u203a\u0092", "``": "\u201c\u00ab\u0093", "''": "\u201d\u00bb\u0094"}
+# A caption goes on with one of these after "U.S." or "A.": a new sentence began, so that was also its end.
+_STARTERS = """A About According Additionally After An And As At But Earlier He Her Here However If In It
+Last Many More Mr Ms Now Once One Other Our She Since So Some Such That The Their Then There These They This
+We When While What Yet You"""
+_QUOTES = {
+    "\u201e": "\u201e",
+    "`": "`\u2018\u201b\u2039\u0091",
+    "'": "\u2019\u203a\u0092",
+    "``": "\u201c\u00ab\u0093",
+    "''": "\u201d\u00bb\u0094",
+}
 _CURLY = "".join(_QUOTES.values())
 _PLAIN_QUOTE = {character: plain for plain, characters in _QUOTES.items() for character in characters}
-_ASSIMILATED = {"cannot": 3, "gonna": 3, "gotta": 3, "lemme": 3, "gimme": 3, "wanna": 3, "'tis": 2, "'twas": 2}
+_ASSIMILATED = {
+    "cannot": 3,
+    "gonna": 3,
+    "gotta": 3,
+    "lemme": 3,
+    "gimme": 3,
+    "wanna": 3,
+    "'tis": 2,
+    "'twas": 2,
+}
 
 
 def _any(words: str) -> str:
@@ -73,10 +92,14 @@ _FRACTION = rf"(?:{D}{{1,4}}[- \u00a0])?{D}{{1,4}}[/\u2044]{D}{{1,4}}"
 _SLASHED = r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
 _ACRONYM = r"[A-Za-z](?:\.[A-Za-z])+"
 
-# (pattern, kind). Group 1 is the token, what follows it in the pattern is context. Kinds: "word" as it is, "period" the
-# token and one more ".", otherwise the literal replacement.
+# (pattern, kind). Group 1 is the token, what follows it in the pattern is context. Kinds: "word" as it is,
+# "period" the token and one more ".", "clitic" with a plain apostrophe, "quotes" as plain ones, otherwise the
+# literal replacement.
 _RULES: list[tuple[str, str]] = [
-    (rf"(</?[A-Za-z][A-Za-z0-9:.\-]*(?:{S}+[A-Za-z][\w:.\-]*(?:={S}*(?:'[^'\n]*'|\"[^\"\n]*\"))?)*{S}*/?>)", "word"),
+    (
+        rf"(</?[A-Za-z][A-Za-z0-9:.\-]*(?:{S}+[A-Za-z][\w:.\-]*(?:={S}*(?:'[^'\n]*'|\"[^\"\n]*\"))?)*{S}*/?>)",
+        "word",
+    ),
     (r"(<[!?][A-Za-z\-][^>\n]*>)", "word"),
     (r"(&(?:mdash|ndash|MD);|[\u2013\u2014\u2015\u0096\u0097])", "--"),
     (r"(&amp;)", "&"),
@@ -156,8 +179,8 @@ _VULGAR = {"\u00bc": "1/4", "\u00bd": "1/2", "\u00be": "3/4", "\u2153": "1/3", "
 _RULES += [(f"({character})", plain) for character, plain in _VULGAR.items()]
 _COMPILED = [(re.compile(pattern, re.DOTALL), kind) for pattern, kind in _RULES]
 
-# Almost every word of a caption is this: letters up to a blank. No rule that starts with a letter crosses a blank
-# without a period, so the long way round is needed only for the assimilated words.
+# Almost every word of a caption is this: letters up to a blank. No rule that starts with a letter crosses a
+# blank without a period, so the long way round is needed only for the assimilated words.
 _SIMPLE_WORD = re.compile(r"([A-Za-z]+)[ \n]")
 _BLANKS = re.compile(rf"(?:{S}|[\n\r\v\f\u2028\u2029\u200b])+")
 
@@ -172,7 +195,9 @@ def _longest(text: str, position: int) -> tuple[str, str]:
 
 
 def treebank_tokens(text: str) -> list[str]:
-    """Lower-case tokens of one text, punctuation included; quotes appear as `'` or `''` whatever their direction."""
+    """Lower-case tokens of one text, punctuation included; quotes appear as `'` or `''` whatever their
+    direction.
+    """
     text += "\n\n"
     tokens: list[str] = []
     position = 0
@@ -212,7 +237,9 @@ def _written(token: str, kind: str) -> list[str]:
 
 
 def tokenize(text: str) -> str:
-    """One caption as the scorers want it: lower-case words joined by single blanks, without plain punctuation."""
+    """One caption as the scorers want it: lower-case words joined by single blanks, without plain
+    punctuation.
+    """
     return " ".join(token for token in treebank_tokens(text) if token not in REMOVED)
 
 

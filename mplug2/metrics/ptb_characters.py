@@ -1,8 +1,10 @@
-"""Which characters a Penn Treebank token may hold: classes for regular expressions, Basic Multilingual Plane only.
+"""Which characters a Penn Treebank token may hold: classes for regular expressions, Basic Multilingual
+Plane only.
 
-Found by passing every character through the reference tokenizer between two letters (`a?b`): it joins them (a letter,
-or a mark treated as one), stands by itself (a symbol), or vanishes as unknown. Letters added to Unicode after the
-reference's release count as letters here too. Everything in no class is dropped, like all that lies outside the plane.
+Found by passing every character through the reference tokenizer between two letters (`a?b`): it joins them
+(a letter, or a mark treated as one), stands by itself (a symbol), or vanishes as unknown. Letters added to
+Unicode after the reference's release count as letters here too. Everything in no class is dropped, like all
+that lies outside the plane.
 """
 
 import unicodedata

@@ -1,11 +1,13 @@
 """Recall@k of retrieval in both directions, with a stated rule for ties.
 
-`similarity` is (queries, candidates), higher is better; `positives` says which candidates are right for each query. A
-query's rank is that of its best placed right candidate, 1-based; recall@k is the share of queries with rank <= k.
+`similarity` is (queries, candidates), higher is better; `positives` says which candidates are right for
+each query. A query's rank is that of its best placed right candidate, 1-based; recall@k is the share of
+queries with rank <= k.
 
-Ties: `lower_index_first` (the default) puts equal scores in the order of their index, as a stable descending sort does;
-`optimistic` puts a right candidate before all wrong ones of the same score, `pessimistic` after them. A model that gives
-every candidate the same score is perfect under `optimistic`: report it only as a bound.
+Ties: `lower_index_first` (the default) puts equal scores in the order of their index, as a stable
+descending sort does; `optimistic` puts a right candidate before all wrong ones of the same score,
+`pessimistic` after them. A model that gives every candidate the same score is perfect under `optimistic`:
+report it only as a bound.
 """
 
 from collections.abc import Sequence
@@ -22,7 +24,9 @@ _TIES = ("lower_index_first", "optimistic", "pessimistic")
 
 @dataclass(frozen=True)
 class Recall:
-    """`at[k]`: recall@k in 0..1; `ranks`: int64 (queries,), 1-based; `gallery`: how many candidates there were."""
+    """`at[k]`: recall@k in 0..1; `ranks`: int64 (queries,), 1-based; `gallery`: how many candidates there
+    were.
+    """
 
     at: dict[int, float]
     ranks: np.ndarray
@@ -50,12 +54,15 @@ def recall_at_k(
 ) -> Recall:
     """Recall@k for each of `ks`.
 
-    `positives`: one candidate index per query, or a list of indices per query, or a boolean (queries, candidates). A k
-    above the number of candidates is allowed. Raises DataError for empty, unequal, out-of-range or NaN input.
+    `positives`: one candidate index per query, or a list of indices per query, or a boolean (queries,
+    candidates). A k above the number of candidates is allowed. Raises DataError for empty, unequal,
+    out-of-range or NaN input.
     """
     scores = np.asarray(similarity, dtype=np.float64)
     if scores.ndim != 2 or not scores.size:
-        raise DataError(f"similarity has shape {scores.shape}; a non-empty (queries, candidates) was expected")
+        raise DataError(
+            f"similarity has shape {scores.shape}; a non-empty (queries, candidates) was expected"
+        )
     if np.isnan(scores).any():
         raise DataError("similarity holds NaN; retrieval needs numbers that can be ordered")
     if ties not in _TIES:
@@ -80,10 +87,14 @@ def _positive_mask(positives, shape: tuple[int, int]) -> np.ndarray:
         for query, right in enumerate(positives):
             indices = np.atleast_1d(np.asarray(right, dtype=np.int64))
             if indices.size and not (0 <= indices.min() and indices.max() < candidates):
-                raise DataError(f"query {query} has positives {indices.tolist()}; there are {candidates} candidates")
+                raise DataError(
+                    f"query {query} has positives {indices.tolist()}; there are {candidates} candidates"
+                )
             mask[query, indices] = True
     if not mask.any(axis=1).all():
-        raise DataError(f"query {int(np.argmin(mask.any(axis=1)))} has no right candidate; at least one was expected")
+        raise DataError(
+            f"query {int(np.argmin(mask.any(axis=1)))} has no right candidate; at least one was expected"
+        )
     return mask
 
 

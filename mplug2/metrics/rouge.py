@@ -1,7 +1,8 @@
-"""ROUGE-L (Lin, 2004): F-measure of the longest common subsequence, beta 1.2, as the COCO caption evaluation takes it.
+"""ROUGE-L (Lin, 2004): F-measure of the longest common subsequence, beta 1.2, as the COCO caption
+evaluation takes it.
 
-Over several references the best recall and the best precision are taken separately (Lin's definition), so they may come
-from two references.
+Over several references the best recall and the best precision are taken separately (Lin's definition), so
+they may come from two references.
 """
 
 from collections.abc import Sequence
@@ -16,9 +17,10 @@ _BETA_SQUARED = 1.2**2
 def rouge_l(predictions: Sequence[str], references: Sequence[Sequence[str]], coco: bool = False) -> Score:
     """ROUGE-L of N captions, words parted by blanks; in 0..1; the corpus score is the mean.
 
-    `coco` reproduces pycocoevalcap's splitting at every single blank: doubled, leading or trailing blanks make empty
-    words, a tab does not part words, and an empty caption scores 1 against an empty reference. Otherwise any run of
-    blanks parts two words and an empty caption scores 0. Raises DataError for empty or unequal input.
+    `coco` reproduces pycocoevalcap's splitting at every single blank: doubled, leading or trailing blanks
+    make empty words, a tab does not part words, and an empty caption scores 1 against an empty reference.
+    Otherwise any run of blanks parts two words and an empty caption scores 0. Raises DataError for empty or
+    unequal input.
     """
     check_captions(predictions, references)
     separator = " " if coco else None
@@ -38,7 +40,8 @@ def _example(words: list[str], references: list[list[str]]) -> float:
     common = [longest_common_subsequence(words, reference) for reference in references]
     precision = max(common) / len(words)
     recall = max(
-        (length / len(reference) for length, reference in zip(common, references, strict=True) if reference), default=0.0
+        (length / len(reference) for length, reference in zip(common, references, strict=True) if reference),
+        default=0.0,
     )
     if not precision or not recall:
         return 0.0

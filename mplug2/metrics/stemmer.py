@@ -1,31 +1,30 @@
 """The English Snowball stemmer ("Porter 2"), written from its published description (snowballstem.org).
 
-A word is lower-case without blanks; anything that is not made of letters comes back unchanged but for its suffix.
+A word is lower-case without blanks; anything that is not made of letters comes back unchanged but for its
+suffix.
 """
 
 import re
 from functools import lru_cache
 
 _VOWEL = "[aeiouy]"
-_EXCEPTIONS = {
-    "skis": "ski", "skies": "sky", "dying": "die", "lying": "lie", "tying": "tie", "idly": "idl", "gently": "gentl",
-    "ugly": "ugli", "early": "earli", "only": "onli", "singly": "singl",
-} | {word: word for word in ("sky", "news", "howe", "atlas", "cosmos", "bias", "andes")}  # fmt: skip
+_EXCEPTIONS = dict(
+    pair.split(":")
+    for pair in """skis:ski skies:sky dying:die lying:lie tying:tie idly:idl gently:gentl ugly:ugli early:earli
+    only:onli singly:singl sky:sky news:news howe:howe atlas:atlas cosmos:cosmos bias:bias andes:andes""".split()
+)
 _AFTER_STEP_1A = {"inning", "outing", "canning", "herring", "earring", "proceed", "exceed", "succeed"}
 _STEP_2 = [
-    ("ational", "ate"), ("ization", "ize"), ("fulness", "ful"), ("ousness", "ous"), ("iveness", "ive"),
-    ("tional", "tion"), ("biliti", "ble"), ("lessli", "less"), ("entli", "ent"), ("ation", "ate"), ("alism", "al"),
-    ("aliti", "al"), ("ousli", "ous"), ("iviti", "ive"), ("fulli", "ful"), ("enci", "ence"), ("anci", "ance"),
-    ("abli", "able"), ("izer", "ize"), ("ator", "ate"), ("alli", "al"), ("bli", "ble"), ("ogi", "og"), ("li", ""),
-]  # fmt: skip
+    pair.split(":")
+    for pair in """ational:ate ization:ize fulness:ful ousness:ous iveness:ive tional:tion biliti:ble lessli:less
+    entli:ent ation:ate alism:al aliti:al ousli:ous iviti:ive fulli:ful enci:ence anci:ance abli:able izer:ize
+    ator:ate alli:al bli:ble ogi:og li:""".split()
+]
 _STEP_3 = [
-    ("ational", "ate"), ("tional", "tion"), ("alize", "al"), ("icate", "ic"), ("iciti", "ic"), ("ative", ""),
-    ("ical", "ic"), ("ness", ""), ("ful", ""),
-]  # fmt: skip
-_STEP_4 = [
-    "ement", "ance", "ence", "able", "ible", "ment", "ant", "ent", "ism", "ate", "iti", "ous", "ive", "ize", "ion",
-    "al", "er", "ic",
-]  # fmt: skip
+    pair.split(":")
+    for pair in "ational:ate tional:tion alize:al icate:ic iciti:ic ative: ical:ic ness: ful:".split()
+]
+_STEP_4 = "ement ance ence able ible ment ant ent ism ate iti ous ive ize ion al er ic".split()
 _REGION = re.compile("[aeiouy][^aeiouy]")
 _SHORT_END = re.compile("(?:[^aeiouy][aeiouy][^aeiouywxY]|^[aeiouy][^aeiouy])$")
 

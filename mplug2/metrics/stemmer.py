@@ -8,17 +8,21 @@ import re
 from functools import lru_cache
 
 _VOWEL = "[aeiouy]"
-_EXCEPTIONS = dict(
-    pair.split(":")
-    for pair in """skis:ski skies:sky dying:die lying:lie tying:tie idly:idl gently:gentl ugly:ugli early:earli
-    only:onli singly:singl sky:sky news:news howe:howe atlas:atlas cosmos:cosmos bias:bias andes:andes""".split()
-)
+_EXCEPTIONS = {
+    word: result
+    for word, _, result in (
+        pair.partition(":")
+        for pair in """skis:ski skies:sky dying:die lying:lie tying:tie idly:idl gently:gentl ugly:ugli
+        early:earli only:onli singly:singl sky:sky news:news howe:howe atlas:atlas cosmos:cosmos bias:bias
+        andes:andes""".split()
+    )
+}
 _AFTER_STEP_1A = {"inning", "outing", "canning", "herring", "earring", "proceed", "exceed", "succeed"}
 _STEP_2 = [
     pair.split(":")
-    for pair in """ational:ate ization:ize fulness:ful ousness:ous iveness:ive tional:tion biliti:ble lessli:less
-    entli:ent ation:ate alism:al aliti:al ousli:ous iviti:ive fulli:ful enci:ence anci:ance abli:able izer:ize
-    ator:ate alli:al bli:ble ogi:og li:""".split()
+    for pair in """ational:ate ization:ize fulness:ful ousness:ous iveness:ive tional:tion biliti:ble
+    lessli:less entli:ent ation:ate alism:al aliti:al ousli:ous iviti:ive fulli:ful enci:ence anci:ance
+    abli:able izer:ize ator:ate alli:al bli:ble ogi:og li:""".split()
 ]
 _STEP_3 = [
     pair.split(":")

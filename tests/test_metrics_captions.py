@@ -119,7 +119,7 @@ def test_meteor_of_a_worked_example():
     assert score.value == pytest.approx(2.6 / 3)
     # All matched, in as many pieces as words: 1 - 0.6.
     assert meteor(["run red"], [["red run"]]).value == pytest.approx(0.4)
-    # "the" is a function word: precision 1 / 1.75 in weights 0.25, 0.75, 0.75; recall 1; two words in a piece.
+    # "the" is a function word: P = 1 / 1.75 (weights 0.25, 0.75, 0.75), R = 1, two words, one piece.
     precision = 1 / 1.75
     harmonic = precision / (0.85 * precision + 0.15)
     assert meteor(["the dog barks"], [["the dog"]]).value == pytest.approx(harmonic * (1 - 0.6 * 0.5**0.2))

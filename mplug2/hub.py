@@ -10,6 +10,7 @@ import fnmatch
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -19,9 +20,9 @@ from mplug2 import weights
 from mplug2.card import Card, File, Interface, Score, Tokens, Trained, interface, read_card
 from mplug2.data.pixels import Preprocessing
 from mplug2.errors import CardError, nearest
+from mplug2.loading import Line, Report
 from mplug2.network import Network, Parameters, flat, nested
 from mplug2.recipe import Recipe
-from mplug2.loading import Line, Report
 from mplug2.roles import Config, Execution
 
 DEFAULT = "small"
@@ -29,6 +30,8 @@ DEFAULT = "small"
 
 Rules = Mapping[str, Iterable[str]]
 """By module, patterns of array names (`fnmatch`), as exceptions to the gate."""
+
+NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -188,7 +191,7 @@ def _listing(names: list[str], most: int = 12) -> str:
 # Compose
 
 
-def loaded(recipe: Recipe, *, initialise: Rules = {}, skip: Rules = {}) -> tuple[Parameters, Report]:  # noqa: B006
+def loaded(recipe: Recipe, *, initialise: Rules = NONE, skip: Rules = NONE) -> tuple[Parameters, Report]:
     """What a recipe's modes `full` and `frozen` load, arrays that are to be initialised left out, and the account of all.
 
     `initialise` and `skip` are the rules by which arrays of a network or of a file may be excused. Raises CardError.
@@ -248,8 +251,8 @@ def _card_of(recipe: Recipe, module: str) -> Card:
 
 
 def assemble(
-    recipe: Recipe, *, initialise: Rules = {}, skip: Rules = {}
-) -> tuple[Network, Parameters, Report]:  # noqa: B006
+    recipe: Recipe, *, initialise: Rules = NONE, skip: Rules = NONE
+) -> tuple[Network, Parameters, Report]:
     """A recipe's network, its parameters by each module's mode, and the account of every array. Raises CardError."""
     network = Network(recipe.modules, recipe.execution)
     params, report = loaded(recipe, initialise=initialise, skip=skip)
@@ -331,7 +334,7 @@ def publish(
     source: str = "",
     paper: str = "",
     trained: Trained | None = None,
-    scores: Mapping[str, Score] = {},  # noqa: B006
+    scores: Mapping[str, Score] = NONE,
     urls: tuple[str, ...] = (),
     connects: Interface | None = None,
     preprocessing: Preprocessing | None = None,
@@ -359,7 +362,7 @@ def publish(
         source=source,
         paper=paper,
         trained=trained,
-        scores=scores,
+        scores=dict(scores),
         preprocessing=preprocessing,
         tokenizer=tokenizer,
         folder=path.parent,

@@ -1,0 +1,197 @@
+"""Prediction: a composed network that captions, answers and classifies, `clips` uint8 `B T H W C` in, texts out.
+
+Each of the three is one compiled function, compiled once for each shape of its input: batches of one size are fast. It
+composes what it needs, so a network without `text` still captions. Routes as in mplug2.tasks and mplug2.evaluate.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mplug2 import hub
+from mplug2.card import Card
+from mplug2.data.clips import read_video
+from mplug2.data.pixels import Preprocessing, read_image
+from mplug2.data.tokens import SentencePiece, Tokenizer
+from mplug2.errors import CardError, DataError
+from mplug2.generate import Greedy, Search, decode
+from mplug2.network import Network, Parameters, select
+from mplug2.roles import Array
+from mplug2.routes import fused_memory, read, see
+
+TEMPLATES = ("a {}", "a {} at the left", "a {} at the right", "a {} at the top", "a {} at the bottom")
+"""Sentences of the handwriting world with `{}` for a class; "a" becomes "an" where it should."""
+
+
+class Predictor:
+    """A network with its parameters, tokenizer and preprocessing, ready to be asked.
+
+    `length`: ids that a question or a prompt is cut or padded to. Methods raise RecipeError, naming what is missing, when
+    the network lacks a module that they compose, and DataError for inputs of another shape or type.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        params: Parameters,
+        tokenizer: Tokenizer,
+        preprocessing: Preprocessing,
+        *,
+        search: Search = Greedy(length=24),  # noqa: B008  frozen
+        length: int = 32,
+    ):
+        self.network, self.params = network, jax.tree.map(jnp.asarray, params)
+        self.tokenizer, self.preprocessing = tokenizer, preprocessing
+        self.search = search
+        # A text encoder has a table of positions, and no more of them.
+        self.length = min(
+            [length, *(one.positions for one in network.configs.values() if hasattr(one, "positions"))]
+        )
+        self._special = tokenizer.table()
+        self._compiled: dict[Any, Callable[..., Array]] = {}
+
+    @classmethod
+    def of(cls, *cards: Card | str | Path) -> "Predictor":
+        """Of cards, shelf names, families or directories (default: the shelf), with the tokenizer and preprocessing that
+        the cards state. Raises CardError where they do not fit together, or state none."""
+        chosen = hub.cards(*cards)
+        network, params = hub.compose(*chosen.values())
+        return cls(network, params, tokenizer_of(chosen.values()), preprocessing_of(chosen.values()))
+
+    def image(self, path: str | Path) -> np.ndarray:
+        """A picture file -> clips uint8 `1 1 H W C`. Raises DataError for one that cannot be read."""
+        return self.preprocessing.from_pil(read_image(path))[None]
+
+    def video(self, path: str | Path) -> np.ndarray:
+        """A video file -> clips uint8 `1 T H W C`. Raises DataError for one that cannot be read or is empty."""
+        return self.preprocessing.from_frames(read_video(path, self.preprocessing.frames))[None]
+
+    def caption(self, clips: np.ndarray) -> list[str]:
+        """A caption for each clip."""
+        return self._texts(self._compute(self.captioning, _checked(clips)))
+
+    def answer(self, clips: np.ndarray, question: str | Sequence[str]) -> list[str]:
+        """An answer for each clip, to one question or to one each."""
+        questions = [question] * len(clips) if isinstance(question, str) else list(question)
+        if len(questions) != len(clips):
+            raise DataError(
+                f"{len(questions)} questions for {len(clips)} clips: give one, or one for each clip"
+            )
+        return self._texts(self._compute(self.answering, _checked(clips), self._ids(questions)))
+
+    def classify(
+        self, clips: np.ndarray, classes: Sequence[str], templates: Sequence[str] = TEMPLATES
+    ) -> np.ndarray:
+        """Probabilities float32 `B classes`: how near each clip is to the mean of a class's prompts."""
+        if not classes or not templates or any("{}" not in template for template in templates):
+            raise DataError(
+                f"classes need a name, and templates a {{}} for it; got {list(classes)}, {list(templates)}"
+            )
+        prompts = [fill(template, one) for one in classes for template in templates]
+        vectors = self._compute(self.naming, self._ids(prompts))
+        names = vectors.reshape(len(classes), len(templates), -1).mean(1)
+        names /= np.linalg.norm(names, axis=-1, keepdims=True)
+        return self._compute(self.comparing, _checked(clips), names)
+
+    def unknown(self, text: str) -> list[str]:
+        """Words of a text that the tokenizer does not give back as they are."""
+        words = re.findall(r"[^\W_]+", text.lower())
+        return [
+            word for word in words if self.tokenizer.decode(self.tokenizer.encode(word, self.length)) != word
+        ]
+
+    def captioning(self, clips: Array, *, vision, universal, decoder, temporal=None, connector=None) -> Array:
+        return self._write(decoder, self._see(clips, vision, universal, temporal, connector), None)
+
+    def answering(
+        self,
+        clips: Array,
+        ids: Array,
+        *,
+        vision,
+        text,
+        universal,
+        fusion,
+        decoder,
+        temporal=None,
+        connector=None,
+    ) -> Array:
+        seen = self._see(clips, vision, universal, temporal, connector)
+        memory, mask = fused_memory(seen, read(ids, text=text, universal=universal), ids, fusion=fusion)
+        return self._write(decoder, memory, mask)
+
+    def naming(self, ids: Array, *, text, universal, contrastive) -> Array:
+        return contrastive.text(read(ids, text=text, universal=universal))
+
+    def comparing(
+        self, clips: Array, names: Array, *, vision, universal, contrastive, temporal=None, connector=None
+    ) -> Array:
+        seen = contrastive.vision(self._see(clips, vision, universal, temporal, connector))
+        return jax.nn.softmax(seen @ names.T / contrastive.temperature(), -1)
+
+    def _see(self, clips: Array, vision, universal, temporal, connector) -> Array:
+        clips = self.preprocessing.to_float(clips)
+        return see(clips, vision=vision, universal=universal, temporal=temporal, connector=connector)
+
+    def _write(self, decoder, memory: Array, mask: Array | None) -> Array:
+        begin, end = self._special["begin"], self._special["end"]
+        return decode(decoder, memory, mask, self.search, begin=begin, end=end, key=jax.random.key(0)).ids[
+            :, 0
+        ]
+
+    def _compute(self, forward: Callable[..., Array], *arrays: np.ndarray) -> np.ndarray:
+        """`forward(*arrays, **modules)` with the modules that it names."""
+        if forward not in self._compiled:
+
+            @jax.jit
+            def compute(params: Parameters, *arrays: Array) -> Array:
+                return forward(*arrays, **self.network.bind(params))
+
+            self._compiled[forward] = functools.partial(compute, select(forward, self.params))
+        return np.asarray(self._compiled[forward](*arrays))
+
+    def _ids(self, texts: Sequence[str]) -> np.ndarray:
+        return np.stack([self.tokenizer.encode(text, self.length) for text in texts])
+
+    def _texts(self, ids: np.ndarray) -> list[str]:
+        return [self.tokenizer.decode(row) for row in ids]
+
+
+def _checked(clips: np.ndarray) -> np.ndarray:
+    if clips.dtype != np.uint8 or clips.ndim != 5 or clips.shape[-1] != 3 or not clips.size:
+        raise DataError(f"expected clips uint8 B T H W 3, got {clips.dtype} {clips.shape}")
+    return clips
+
+
+def fill(template: str, name: str) -> str:
+    """A template with its class: "a {}" and "eight" -> "an eight"."""
+    return re.sub(r"\ba (?=[aeiou])", "an ", template.replace("{}", name))
+
+
+def tokenizer_of(cards: Iterable[Card]) -> SentencePiece:
+    """The tokenizer that cards state, shipped or beside a card, verified. Raises CardError if there is none."""
+    for card in cards:
+        if card.tokenizer is not None:
+            beside = card.folder / card.tokenizer.file
+            tokenizer = SentencePiece(str(beside) if beside.is_file() else card.tokenizer.file)
+            if tokenizer.sha256 != card.tokenizer.sha256:
+                raise CardError(
+                    f"card {card.name}: tokenizer {card.tokenizer.file} has sha256 {tokenizer.sha256}, "
+                    f"the card says {card.tokenizer.sha256}"
+                )
+            return tokenizer
+    raise CardError("none of the cards states a tokenizer; those of text and decoder modules do")
+
+
+def preprocessing_of(cards: Iterable[Card]) -> Preprocessing:
+    """The preprocessing that cards state. Raises CardError if there is none."""
+    for card in cards:
+        if card.preprocessing is not None:
+            return card.preprocessing
+    raise CardError("none of the cards states a preprocessing; those of vision modules do")

@@ -1,0 +1,105 @@
+"""`mplug2 publish`: write the modules of a run as safetensors files, each with a card."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from mplug2 import hub, overrides, recipes
+from mplug2.card import Score, Tokens, Trained
+from mplug2.data.tokens import SentencePiece
+from mplug2.errors import CardError, nearest
+from mplug2.recipe import Recipe
+from mplug2.run import Run, read_run
+from mplug2.trained import restore
+from mplug2.weights import FLOATS
+
+
+def main(argv: list[str]) -> None:
+    arguments = _parser().parse_args(argv)
+    run = read_run(arguments.run)
+    recipe = overrides.apply(recipes.find(run.recipe), run.overrides)
+    step, network, params = restore(run, recipe)
+    chosen = arguments.module or list(network.configs)
+    for module in chosen:
+        if module not in network.configs:
+            raise CardError(
+                f"{run.path} has no module {module!r}; it has {list(network.configs)}{nearest(module, network.configs)}"
+            )
+    model = f"{recipe.tokenizer}.model"
+    tokenizer = SentencePiece(model)
+    scores = read_scores(arguments.scores) if arguments.scores else {}
+    total = 0
+    for module in chosen:
+        config = network.configs[module]
+        card = hub.publish(
+            arguments.to,
+            f"{module}-{arguments.family or recipe.name.rpartition('.')[2]}",
+            module,
+            config,
+            params[module],
+            dtype=arguments.dtype,
+            licence=arguments.licence,
+            source=arguments.source,
+            paper="arXiv:2302.00402",
+            trained=_trained(run, recipe, step),
+            scores=scores,
+            preprocessing=recipe.preprocessing if module in ("vision", "temporal") else None,
+            tokenizer=Tokens(file=model, sha256=tokenizer.sha256, ids=tokenizer.table())
+            if hasattr(config, "vocabulary")
+            else None,
+        )
+        total += card.file.bytes
+        print(f"{card.weights}  {card.file.bytes / 1e6:.2f} MB  sha256 {card.file.sha256[:12]}")
+    print(f"{len(chosen)} modules, {total / 1e6:.2f} MB, {arguments.dtype}, from step {step} of {run.path}")
+
+
+def read_scores(path: str) -> dict[str, Score]:
+    """What `mplug2 eval --out` wrote -> scores for cards. Raises CardError if it is something else."""
+    try:
+        tasks = json.loads(Path(path).read_text())["tasks"]
+        return {
+            name: Score(**{key: one[key] for key in ("metric", "value", "low", "high", "n")})
+            for name, one in tasks.items()
+        }
+    except OSError as error:
+        raise CardError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise CardError(f'{path}: not the results of "mplug2 eval --out"') from None
+
+
+def _trained(run: Run, recipe: Recipe, step: int) -> Trained:
+    machine: dict[str, Any] = dict(run.sessions[-1].get("machine", {})) if run.sessions else {}
+    data = sorted({str(objective.data) for objective in recipe.objectives.values()})
+    return Trained(
+        recipe=" ".join([run.recipe, *run.overrides]),
+        commit=run.commit,
+        steps=step,
+        seed=recipe.seed,
+        data="; ".join(data),
+        # The name of the host is nobody's business; what it is made of is.
+        machine=", ".join(
+            str(machine[fact]) for fact in ("processor", "cores", "devices") if fact in machine
+        ),
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mplug2 publish", description=__doc__.partition(": ")[2] if __doc__ else ""
+    )
+    parser.add_argument("run", help="a run directory")
+    parser.add_argument("--to", metavar="DIR", required=True, help="where files and cards go")
+    parser.add_argument(
+        "--module", metavar="NAME", action="append", help="publish only this one (may be repeated)"
+    )
+    parser.add_argument(
+        "--family", metavar="NAME", help="cards are called MODULE-NAME (default: the recipe's size)"
+    )
+    parser.add_argument(
+        "--dtype", choices=list(FLOATS), default="bfloat16", help="the type of the files (default: bfloat16)"
+    )
+    parser.add_argument("--scores", metavar="FILE", help='what "mplug2 eval --out" wrote')
+    parser.add_argument("--licence", default="Apache-2.0", help="SPDX name of the weights' licence")
+    parser.add_argument("--source", default="", help="where the weights come from: an address or a sentence")
+    return parser

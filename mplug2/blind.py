@@ -14,7 +14,7 @@ from typing import Any
 from mplug2.data import grammar
 from mplug2.data.handwriting import Handwriting
 
-SAMPLE = 20_000
+SAMPLE = 10_000
 """Training examples that are counted, spread evenly over the train split."""
 
 

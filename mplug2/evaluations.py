@@ -1,6 +1,6 @@
 """Evaluations: what can be measured, one frozen dataclass a kind, held by `Recipe.evaluations`.
 
-Each runs one compiled function over a split (mplug2.evaluate.Bench) and compares with two baselines:
+Each runs one compiled function over a split (mplug2.inference) and compares with two baselines:
 
 - `blind` is measured from training data, never from the model (mplug2.blind): the most frequent training
   answer to the very same question text, else to its type; the most frequent training caption, scored by the
@@ -11,33 +11,40 @@ Each runs one compiled function over a split (mplug2.evaluate.Bench) and compare
 """
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
-import jax.numpy as jnp
 import numpy as np
 
 from mplug2 import blind
 from mplug2.errors import RecipeError
-from mplug2.evaluate import Batch, Bench, Example, Measured
 from mplug2.generate import Greedy, Search
-from mplug2.metrics import bleu, cider, exact_match, recall_at_k, rouge_l
-from mplug2.roles import (
-    Array,
-    Connector,
-    Contrastive,
-    Decoder,
-    Fusion,
-    Head,
-    Temporal,
-    Text,
-    Universal,
-    Vision,
-    padding_mask,
+from mplug2.inference import (
+    Example,
+    Inference,
+    answers,
+    captions,
+    completions,
+    text_classes,
+    vision_classes,
+    vision_vectors,
 )
-from mplug2.routes import fused_memory, read, see
+from mplug2.metrics import bleu, cider, exact_match, recall_at_k, rouge_l
 from mplug2.scores import Score, corpus_score, mean_score
+
+
+class Measured(NamedTuple):
+    """Scores by the end of their name ("" or "/count"), and for each example what was said: JSON-able, `index` first."""
+
+    scores: dict[str, Score]
+    predictions: list[dict[str, Any]]
+
+
+class Evaluation(Protocol):
+    def measure(self, inference: Inference) -> Measured: ...
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Classes
@@ -50,22 +57,8 @@ class Classification:
     data: Any
     batch: int = 100
 
-    def measure(self, bench: Bench) -> Measured:
-        def classify(
-            batch: Batch,
-            *,
-            vision: Vision,
-            universal: Universal,
-            vision_classifier: Head,
-            temporal: Temporal | None = None,
-            connector: Connector | None = None,
-        ) -> Array:
-            seen = see(
-                batch["clips"], vision=vision, universal=universal, temporal=temporal, connector=connector
-            )
-            return vision_classifier(seen)
-
-        return _classes(self.data, *bench.run(classify, self.data, {}, self.batch))
+    def measure(self, inference: Inference) -> Measured:
+        return _classes(self.data, *inference.over(self.data, {}, self.batch, vision_classes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +69,10 @@ class TextClassification:
     length: int
     batch: int = 100
 
-    def measure(self, bench: Bench) -> Measured:
-        def classify(batch: Batch, *, text: Text, universal: Universal, text_classifier: Head) -> Array:
-            return text_classifier(read(batch["text"], text=text, universal=universal))
-
-        return _classes(self.data, *bench.run(classify, self.data, {"text": self.length}, self.batch))
+    def measure(self, inference: Inference) -> Measured:
+        return _classes(
+            self.data, *inference.over(self.data, {"text": self.length}, self.batch, text_classes)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,34 +95,13 @@ class ZeroShot:
                 f"zero-shot needs classes, and templates that hold {{}}; got {self.classes}, {self.templates}"
             )
 
-    def measure(self, bench: Bench) -> Measured:
-        def name(batch: Batch, *, text: Text, universal: Universal, contrastive: Contrastive) -> Array:
-            prompts = contrastive.text(read(batch["prompt"], text=text, universal=universal))
-            mean = prompts.reshape(len(self.classes), len(self.templates), -1).mean(1)
-            return mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)
-
+    def measure(self, inference: Inference) -> Measured:
         prompts = [template.replace("{}", one) for one in self.classes for template in self.templates]
-        ids = np.stack([bench.tokenizer.encode(prompt, self.length) for prompt in prompts])
-        names = bench.compile(name)({"prompt": ids})
-
-        def look(
-            batch: Batch,
-            *,
-            vision: Vision,
-            universal: Universal,
-            contrastive: Contrastive,
-            temporal: Temporal | None = None,
-            connector: Connector | None = None,
-        ) -> Array:
-            seen = see(
-                batch["clips"], vision=vision, universal=universal, temporal=temporal, connector=connector
-            )
-            return contrastive.vision(seen) @ batch["names"].T
-
-        def prepare(batch: dict[str, np.ndarray]) -> dict[str, Any]:
-            return batch | {"names": names}
-
-        return _classes(self.data, *bench.run(look, self.data, {}, self.batch, prepare), self.classes)
+        vectors = inference.text_vectors(prompts, self.length, self.batch)
+        names = vectors.reshape(len(self.classes), len(self.templates), -1).mean(1)
+        names /= np.linalg.norm(names, axis=-1, keepdims=True)
+        examples, seen = inference.over(self.data, {}, self.batch, vision_vectors)
+        return _classes(self.data, examples, seen @ names.T, self.classes)
 
 
 def _classes(
@@ -163,43 +134,22 @@ class Retrieval:
     length: int
     batch: int = 100
 
-    def measure(self, bench: Bench) -> Measured:
-        frames: set[int] = set()
-
-        def embed(
-            batch: Batch,
-            *,
-            vision: Vision,
-            text: Text,
-            universal: Universal,
-            contrastive: Contrastive,
-            temporal: Temporal | None = None,
-            connector: Connector | None = None,
-        ) -> tuple[Array, Array]:
-            frames.add(batch["clips"].shape[1])
-            seen = see(
-                batch["clips"], vision=vision, universal=universal, temporal=temporal, connector=connector
-            )
-            tokens = read(batch["caption"], text=text, universal=universal)
-            return contrastive.vision(seen), contrastive.text(tokens)
-
-        examples, (seen, said) = bench.run(embed, self.data, {"caption": self.length}, self.batch)
-        captions = np.array([example["caption"] for example in examples])
-        same = captions[:, None] == captions[None]
-        clip = "image" if frames == {1} else "video"
-        scores, gallery = {}, len(examples)
-        similarity = seen @ said.T
+    def measure(self, inference: Inference) -> Measured:
+        examples, seen = inference.over(self.data, {}, self.batch, vision_vectors)
+        texts = [example["caption"] for example in examples]
+        said = inference.text_vectors(texts, self.length, self.batch)
+        similarity, same = seen @ said.T, np.array(texts)[:, None] == np.array(texts)
+        clip, gallery = "image" if examples[0]["frames"] == 1 else "video", len(examples)
+        scores = {}
         for name, one_way in ((f"text_to_{clip}", similarity.T), (f"{clip}_to_text", similarity)):
             recall = recall_at_k(one_way, same)
             for k in recall.at:
                 chance = float(np.mean([_chance_of_hit(right, gallery, k) for right in same.sum(1)]))
                 hits = recall.hits(k)
                 scores[f"/{name}@{k}"] = mean_score(f"R@{k} of {gallery}", hits, blind=chance, chance=chance)
-        nearest_text = similarity.argmax(1)
-        correct = same[np.arange(gallery), nearest_text]
-        return Measured(
-            scores, _predictions(examples, captions.tolist(), captions[nearest_text].tolist(), correct)
-        )
+        nearest = similarity.argmax(1)
+        correct = same[np.arange(gallery), nearest]
+        return Measured(scores, _predictions(examples, texts, [texts[place] for place in nearest], correct))
 
 
 def _chance_of_hit(right: int, gallery: int, k: int) -> float:
@@ -223,52 +173,34 @@ class Captioning:
     search: Search = field(default_factory=Greedy)
     batch: int = 100
 
-    def measure(self, bench: Bench) -> Measured:
-        def caption(
-            batch: Batch,
-            *,
-            vision: Vision,
-            universal: Universal,
-            decoder: Decoder,
-            temporal: Temporal | None = None,
-            connector: Connector | None = None,
-        ) -> Array:
-            seen = see(
-                batch["clips"], vision=vision, universal=universal, temporal=temporal, connector=connector
-            )
-            return bench.write(decoder, seen, None, self.search, batch)
-
-        examples, ids = bench.run(caption, self.data, {}, self.batch)
-        said, truth = bench.texts(ids), [_plain(example["caption"]) for example in examples]
+    def measure(self, inference: Inference) -> Measured:
+        write = inference.writer(self.search)
+        examples, ids = inference.over(self.data, {}, self.batch, captions, write)
+        said, truth = inference.texts(ids), [_plain(example["caption"]) for example in examples]
         usual = [_plain(example["caption"]) for example in blind.training_examples(self.data)]
         constant = [blind.most_frequent(usual)] * len(truth)
         guessed = blind.random_captions(usual, len(truth))
         references = [[text] for text in truth]
-        scores = {}
-        for name, label, metric in (
-            ("/exact", "exact match", exact_match),
-            ("/rouge_l", "ROUGE-L", rouge_l),
-            ("/cider", "CIDEr", cider),
-        ):
-            blind_score, chance = metric(constant, references).value, metric(guessed, references).value
-            scores[name] = mean_score(
-                label, metric(said, references).per_example, blind=blind_score, chance=chance
-            )
+        everything, exact = range(len(truth)), exact_match(said, references).per_example
 
         def bleu4(texts: Sequence[str], indices: Sequence[int]) -> float:
             return bleu([texts[i] for i in indices], [references[i] for i in indices]).value
 
-        everything = range(len(truth))
-        scores["/bleu4"] = corpus_score(
-            "BLEU-4",
-            functools.partial(bleu4, said),
-            len(truth),
-            blind=bleu4(constant, everything),
-            chance=bleu4(guessed, everything),
-        )
-        return Measured(
-            scores, _predictions(examples, truth, said, exact_match(said, references).per_example)
-        )
+        def baselines(score: Callable[[Sequence[str]], float]) -> dict[str, float]:
+            return {"blind": score(constant), "chance": score(guessed)}
+
+        def mean(label: str, metric: Callable[..., Any]) -> Score:
+            each = metric(said, references).per_example
+            return mean_score(label, each, **baselines(lambda texts: metric(texts, references).value))
+
+        bleu_baselines = baselines(lambda texts: bleu4(texts, everything))
+        scores = {
+            "/exact": mean("exact match", exact_match),
+            "/bleu4": corpus_score("BLEU-4", functools.partial(bleu4, said), len(truth), **bleu_baselines),
+            "/rouge_l": mean("ROUGE-L", rouge_l),
+            "/cider": mean("CIDEr", cider),
+        }
+        return Measured(scores, _predictions(examples, truth, said, exact))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,30 +217,11 @@ class Answering:
     shuffled: bool = False
     batch: int = 100
 
-    def measure(self, bench: Bench) -> Measured:
-        def answer(
-            batch: Batch,
-            *,
-            vision: Vision,
-            text: Text,
-            universal: Universal,
-            fusion: Fusion,
-            decoder: Decoder,
-            temporal: Temporal | None = None,
-            connector: Connector | None = None,
-        ) -> Array:
-            seen = see(
-                batch["clips"], vision=vision, universal=universal, temporal=temporal, connector=connector
-            )
-            tokens = read(batch["question"], text=text, universal=universal)
-            memory, mask = fused_memory(seen, tokens, batch["question"], fusion=fusion)
-            return bench.write(decoder, memory, mask, self.search, batch)
-
+    def measure(self, inference: Inference) -> Measured:
         prepare = _shuffled if self.shuffled else dict
-        examples, ids = bench.run(answer, self.data, {"question": self.length}, self.batch, prepare)
-        return _answers(
-            self.data, examples, bench.texts(ids), "answer", asked=lambda example: example["question"]
-        )
+        lengths, write = {"question": self.length}, inference.writer(self.search)
+        examples, ids = inference.over(self.data, lengths, self.batch, answers, write, prepare=prepare)
+        return _answers(self.data, examples, inference.texts(ids), "answer", operator.itemgetter("question"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,17 +236,14 @@ class Completion:
     search: Search = field(default_factory=lambda: Greedy(length=8))
     batch: int = 100
 
-    def measure(self, bench: Bench) -> Measured:
-        def complete(batch: Batch, *, text: Text, universal: Universal, decoder: Decoder) -> Array:
-            memory = read(batch["text"], text=text, universal=universal)
-            return bench.write(decoder, memory, padding_mask(batch["text"]), self.search, batch)
-
-        examples, ids = bench.run(complete, self.data, {"text": self.length}, self.batch)
+    def measure(self, inference: Inference) -> Measured:
+        lengths, write = {"text": self.length}, inference.writer(self.search)
+        examples, ids = inference.over(self.data, lengths, self.batch, completions, write)
 
         def asked(example: Example) -> str:
             return example["text"].rsplit(" . ", 1)[-1]
 
-        return _answers(self.data, examples, bench.texts(ids), "target", asked)
+        return _answers(self.data, examples, inference.texts(ids), "target", asked)
 
 
 def _shuffled(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

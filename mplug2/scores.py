@@ -53,7 +53,7 @@ def corpus_score(
     metric: str, measure: Callable[[Sequence[int]], float], count: int, *, blind: float, chance: float | None
 ) -> Score:
     """The score of a corpus, of which `measure` gives that of the examples at some of the indices 0..count-1."""
-    everything, groups = range(count), min(20, count)
+    everything, groups = range(count), min(10, count)
     value = measure(everything)
     left_out = (
         [measure([i for i in everything if i % groups != group]) for group in range(groups)]

@@ -1,0 +1,218 @@
+"""Inference over a split: a function of a batch and the modules that it names -> its outputs, once an example.
+
+The functions are the tasks of mplug2.tasks without their losses. Each is compiled once, for batches of a fixed
+size; the last batch of a split is filled up, and what was filled up is cut off again.
+"""
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from mplug2.data.stream import Mixture, collate
+from mplug2.data.tokens import Tokenizer
+from mplug2.errors import DataError
+from mplug2.generate import Search, decode
+from mplug2.network import Network, Parameters, select
+from mplug2.recipe import Recipe
+from mplug2.roles import (
+    Array,
+    Connector,
+    Contrastive,
+    Decoder,
+    Fusion,
+    Head,
+    Temporal,
+    Text,
+    Universal,
+    Vision,
+    padding_mask,
+)
+from mplug2.routes import fused_memory, read, see
+
+Example = Mapping[str, Any]
+Batch = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Writer:
+    """How texts are generated: a search, and the special ids of the tokenizer."""
+
+    search: Search
+    begin: int
+    end: int
+    seed: int = 0
+
+    def __call__(self, decoder: Decoder, memory: Array, mask: Array | None, index: Array) -> Array:
+        """The best text for each memory: ids `B 1+length`. Examples `index` `B` decide what a sample draws."""
+        key = jax.random.fold_in(jax.random.key(self.seed), index[0])
+        return decode(decoder, memory, mask, self.search, begin=self.begin, end=self.end, key=key).ids[:, 0]
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Outputs: (what is fixed, batch, *, modules) -> arrays whose first axis is that of the batch
+
+
+def vision_classes(
+    batch: Batch,
+    *,
+    vision: Vision,
+    universal: Universal,
+    vision_classifier: Head,
+    temporal: Temporal | None = None,
+    connector: Connector | None = None,
+) -> Array:
+    """`clips` -> class logits."""
+    seen = see(batch["clips"], vision=vision, universal=universal, temporal=temporal, connector=connector)
+    return vision_classifier(seen)
+
+
+def text_classes(batch: Batch, *, text: Text, universal: Universal, text_classifier: Head) -> Array:
+    """`text` -> class logits."""
+    return text_classifier(read(batch["text"], text=text, universal=universal))
+
+
+def vision_vectors(
+    batch: Batch,
+    *,
+    vision: Vision,
+    universal: Universal,
+    contrastive: Contrastive,
+    temporal: Temporal | None = None,
+    connector: Connector | None = None,
+) -> Array:
+    """`clips` -> unit vectors of the contrastive space."""
+    seen = see(batch["clips"], vision=vision, universal=universal, temporal=temporal, connector=connector)
+    return contrastive.vision(seen)
+
+
+def text_vectors(batch: Batch, *, text: Text, universal: Universal, contrastive: Contrastive) -> Array:
+    """`text` -> unit vectors of the contrastive space."""
+    return contrastive.text(read(batch["text"], text=text, universal=universal))
+
+
+def captions(
+    write: Writer,
+    batch: Batch,
+    *,
+    vision: Vision,
+    universal: Universal,
+    decoder: Decoder,
+    temporal: Temporal | None = None,
+    connector: Connector | None = None,
+) -> Array:
+    """`clips` -> ids of a caption."""
+    seen = see(batch["clips"], vision=vision, universal=universal, temporal=temporal, connector=connector)
+    return write(decoder, seen, None, batch["index"])
+
+
+def answers(
+    write: Writer,
+    batch: Batch,
+    *,
+    vision: Vision,
+    text: Text,
+    universal: Universal,
+    fusion: Fusion,
+    decoder: Decoder,
+    temporal: Temporal | None = None,
+    connector: Connector | None = None,
+) -> Array:
+    """`clips`, `question` -> ids of an answer."""
+    seen = see(batch["clips"], vision=vision, universal=universal, temporal=temporal, connector=connector)
+    tokens = read(batch["question"], text=text, universal=universal)
+    memory, mask = fused_memory(seen, tokens, batch["question"], fusion=fusion)
+    return write(decoder, memory, mask, batch["index"])
+
+
+def completions(write: Writer, batch: Batch, *, text: Text, universal: Universal, decoder: Decoder) -> Array:
+    """`text` -> ids of its continuation."""
+    memory = read(batch["text"], text=text, universal=universal)
+    return write(decoder, memory, padding_mask(batch["text"]), batch["index"])
+
+
+# --------------------------------------------------------------------------------------------------------------
+# Over a split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inference:
+    """A network with its parameters, and the examples that it is asked about: the first `limit` of `split`.
+
+    `advance` is told how many examples are done, of how many.
+    """
+
+    network: Network
+    params: Parameters
+    recipe: Recipe
+    tokenizer: Tokenizer
+    split: str = "test"
+    limit: int | None = None
+    advance: Callable[[int, int], None] = lambda done, total: None
+    compiled: dict[tuple, Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
+
+    def compile(self, outputs: Callable[..., Any], *fixed: Any) -> Callable[[Mapping[str, Any]], Any]:
+        """`outputs(*fixed, batch, **modules)` as a compiled function of a batch whose clips are uint8."""
+        if (outputs, *fixed) not in self.compiled:
+            params = select(outputs, self.params)
+
+            @jax.jit
+            def compute(params: Parameters, batch: dict[str, Array]) -> Any:
+                if "clips" in batch:
+                    batch = batch | {"clips": self.recipe.preprocessing.to_float(batch["clips"])}
+                return outputs(*fixed, batch, **self.network.bind(params))
+
+            self.compiled[outputs, *fixed] = lambda batch: jax.device_get(compute(params, batch))
+        return self.compiled[outputs, *fixed]
+
+    def over(
+        self,
+        data: Any,
+        lengths: Mapping[str, int],
+        batch: int,
+        outputs: Callable[..., Any],
+        *fixed: Any,
+        prepare: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = dict,
+    ) -> tuple[list[Example], Any]:
+        """Every example of the split, `frames` instead of `clips`, and its outputs. `prepare` changes batches before.
+
+        Raises DataError on an empty split, RecipeError on a module that is missing.
+        """
+        compute = self.compile(outputs, *fixed)
+        sources = [part.source(self.split) for part in (data.parts if isinstance(data, Mixture) else [data])]
+        places = [(source, index) for source in sources for index in range(len(source))][: self.limit]
+        if not places:
+            raise DataError(f"the {self.split} split of {data} holds no example")
+        examples, found = [], []
+        for start in range(0, len(places), batch):
+            rows = [source[index] for source, index in places[start : start + batch]]
+            full = collate(rows + rows[:1] * (batch - len(rows)), lengths, self.tokenizer, seed=0)
+            computed = compute(prepare({name: full[name] for name in full if name != "label"}))
+            found.append(jax.tree.map(operator.itemgetter(slice(len(rows))), computed))
+            examples += map(_without_pixels, rows)
+            self.advance(len(examples), len(places))
+        return examples, jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+
+    def text_vectors(self, texts: Sequence[str], length: int, batch: int) -> np.ndarray:
+        """Unit vectors of texts, each cut or padded to `length` ids."""
+        compute, found = self.compile(text_vectors), []
+        for start in range(0, len(texts), batch):
+            some = list(texts[start : start + batch])
+            ids = [self.tokenizer.encode(text, length) for text in some + some[:1] * (batch - len(some))]
+            found.append(compute({"text": np.stack(ids)})[: len(some)])
+        return np.concatenate(found)
+
+    def writer(self, search: Search) -> Writer:
+        special = self.tokenizer.table()
+        return Writer(search, special["begin"], special["end"], self.recipe.seed)
+
+    def texts(self, ids: np.ndarray) -> list[str]:
+        return [self.tokenizer.decode(row) for row in ids]
+
+
+def _without_pixels(example: Example) -> Example:
+    frames = {"frames": len(example["clips"])} if "clips" in example else {}
+    return {name: value for name, value in example.items() if name != "clips"} | frames

@@ -28,6 +28,7 @@ from mplug2.inference import (
     captions,
     completions,
     text_classes,
+    text_vectors,
     vision_classes,
     vision_vectors,
 )
@@ -43,6 +44,11 @@ class Measured(NamedTuple):
 
 
 class Evaluation(Protocol):
+    """`outputs`: the functions of mplug2.inference that it runs, which name the modules it needs."""
+
+    @property
+    def outputs(self) -> tuple[Callable[..., Any], ...]: ...
+
     def measure(self, inference: Inference) -> Measured: ...
 
 
@@ -56,6 +62,7 @@ class Classification:
 
     data: Any
     batch: int = 100
+    outputs = (vision_classes,)
 
     def measure(self, inference: Inference) -> Measured:
         return _classes(self.data, *inference.over(self.data, {}, self.batch, vision_classes))
@@ -68,6 +75,7 @@ class TextClassification:
     data: Any
     length: int
     batch: int = 100
+    outputs = (text_classes,)
 
     def measure(self, inference: Inference) -> Measured:
         return _classes(
@@ -88,6 +96,7 @@ class ZeroShot:
     templates: tuple[str, ...]
     length: int = 32
     batch: int = 100
+    outputs = (vision_vectors, text_vectors)
 
     def __post_init__(self) -> None:
         if not self.classes or not self.templates or any("{}" not in template for template in self.templates):
@@ -133,6 +142,7 @@ class Retrieval:
     data: Any
     length: int
     batch: int = 100
+    outputs = (vision_vectors, text_vectors)
 
     def measure(self, inference: Inference) -> Measured:
         examples, seen = inference.over(self.data, {}, self.batch, vision_vectors)
@@ -172,6 +182,7 @@ class Captioning:
     data: Any
     search: Search = field(default_factory=Greedy)
     batch: int = 100
+    outputs = (captions,)
 
     def measure(self, inference: Inference) -> Measured:
         write = inference.writer(self.search)
@@ -216,6 +227,7 @@ class Answering:
     search: Search = field(default_factory=lambda: Greedy(length=8))
     shuffled: bool = False
     batch: int = 100
+    outputs = (answers,)
 
     def measure(self, inference: Inference) -> Measured:
         prepare = _shuffled if self.shuffled else dict
@@ -235,6 +247,7 @@ class Completion:
     length: int
     search: Search = field(default_factory=lambda: Greedy(length=8))
     batch: int = 100
+    outputs = (completions,)
 
     def measure(self, inference: Inference) -> Measured:
         lengths, write = {"text": self.length}, inference.writer(self.search)

@@ -6,7 +6,6 @@ jackknife (of what is not a mean, corpus BLEU).
 
 import json
 import math
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-import mplug2
 from mplug2.metrics import bootstrap
+from mplug2.run import commit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +71,7 @@ class Results:
 
     recipe: str
     tasks: Mapping[str, Score]
-    commit: str = field(default_factory=lambda: commit())
+    commit: str = field(default_factory=commit)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
@@ -86,8 +85,8 @@ class Results:
     def table(self) -> Table:
         """A table for the screen."""
         table = Table(title=f"{self.recipe}, {self.facts.get('split', 'test')} split", title_justify="left")
-        table.add_column("task")
-        table.add_column("metric")
+        table.add_column("task", no_wrap=True)
+        table.add_column("metric", no_wrap=True)
         for column in ("score", "95% interval", "blind", "chance", "n"):
             table.add_column(column, justify="right")
         for name, score in self.tasks.items():
@@ -106,21 +105,3 @@ def _percent(value: float) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.2f}"
-
-
-def commit() -> str:
-    """The commit of the checkout that the package runs from, "-changed" if its files differ; else the version."""
-    place = Path(mplug2.__file__).resolve().parent
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(place), *words], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        if Path(git("rev-parse", "--show-toplevel")) != place.parent:
-            raise OSError
-        return git("rev-parse", "HEAD") + (
-            "-changed" if git("status", "--porcelain", "--untracked-files=no") else ""
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return f"v{mplug2.__version__}"

@@ -1,0 +1,144 @@
+"""`mplug2 eval [RUN_OR_RECIPE_OR_CARD] [field=value ...]`: score a run, the shipped modules, or other cards."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from mplug2 import hub, overrides, recipes
+from mplug2.data.tokens import SentencePiece, Tokenizer
+from mplug2.errors import CardError, RecipeError, nearest
+from mplug2.network import Network, Parameters, parts_of
+from mplug2.recipe import Recipe
+from mplug2.run import read_run
+from mplug2.trained import restore
+
+SPLITS = ("test", "validation")
+DEFAULT = "pretrain"
+
+
+def main(argv: list[str] | None = None) -> int:
+    asked = _parser().parse_intermixed_args(argv)
+    words, changes = [], []
+    for word in asked.words:
+        (changes if "=" in word and not Path(word).exists() else words).append(word)
+    if len(words) > 1:
+        raise RecipeError(f"expected one run, recipe or card to evaluate, got {', '.join(words)}")
+    if asked.limit is not None and asked.limit < 1:
+        raise RecipeError(f"--limit is {asked.limit}, expected at least 1")
+    recipe, network, params, tokenizer = opened(words[0] if words else DEFAULT, changes)
+
+    from mplug2.evaluate import evaluate  # after the arguments are known to be right
+
+    screen = Console()
+    results = evaluate(
+        network,
+        params,
+        recipe,
+        tokenizer,
+        split=asked.split,
+        only=asked.only,
+        limit=asked.limit,
+        predictions=asked.predictions,
+    )
+    screen.print(results.table())
+    if asked.out is not None:
+        results.save(asked.out)
+        screen.print(f"results: {asked.out}")
+    if asked.predictions is not None:
+        screen.print(f"predictions: {asked.predictions}")
+    return 0
+
+
+def opened(source: str, changes: list[str]) -> tuple[Recipe, Network, Parameters, Tokenizer]:
+    """What is evaluated: a run directory's newest weights, a recipe with the cards it names and the shelf's, or one
+    card (a directory of cards, a family of the shelf) measured by the pretrain recipe, as far as its modules go.
+
+    Raises Mplug2Error that names the nearest recipe or card.
+    """
+    path = Path(source)
+    if (path / "run.json").is_file():
+        run = read_run(path)
+        recipe = overrides.apply(recipes.find(run.recipe), (*run.overrides, *changes))
+        _, network, params = restore(run, recipe)
+        return recipe, network, params, _tokenizer(recipe)
+    families = {name.rpartition("-")[2] for name in hub.shelf()}
+    if source in {*hub.shelf(), *families} or path.suffix == ".json" or path.is_dir():
+        return _of_cards(source, changes)
+    known = {*recipes.RECIPES, *hub.shelf()}
+    if source.partition(".")[0] not in recipes.RECIPES and ".py" not in source:
+        raise RecipeError(
+            f'"{source}" is no run directory, recipe or card; recipes are {", ".join(recipes.RECIPES)}'
+            f"{nearest(source, known)}"
+        )
+    recipe = overrides.apply(recipes.find(source), changes)
+    return _of_shelf(recipe)
+
+
+def _of_shelf(recipe: Recipe) -> tuple[Recipe, Network, Parameters, Tokenizer]:
+    shelf = {module: card.name for module, card in hub.cards().items()} if hub.shelf() else {}
+    cards = {**{module: name for module, name in shelf.items() if module in recipe.modules}, **recipe.cards}
+    if missing := sorted(set(recipe.modules) - set(cards)):
+        raise CardError(
+            f"recipe {recipe.name}: no card of {', '.join(missing)} is on the shelf, which holds {hub.shelf()}; "
+            "train the recipe and evaluate its run directory"
+        )
+    recipe = replace(recipe, modes=dict.fromkeys(recipe.modules, "full"), cards=cards)
+    params, _ = hub.loaded(recipe)
+    return recipe, Network(recipe.modules, recipe.execution), params, _tokenizer(recipe)
+
+
+def _of_cards(source: str, changes: list[str]) -> tuple[Recipe, Network, Parameters, Tokenizer]:
+    network, params = hub.compose(source)
+    recipe = recipes.find(DEFAULT)
+    fitting = {
+        name: evaluation
+        for name, evaluation in recipe.evaluations.items()
+        if all(
+            part in network.configs
+            for outputs in evaluation.outputs
+            for part, needed in parts_of(outputs).items()
+            if needed
+        )
+    }
+    if not fitting:
+        raise RecipeError(
+            f"{source} holds {', '.join(network.configs)}: no evaluation of {recipe.name} needs only these; "
+            "compose more cards, or evaluate a recipe"
+        )
+    recipe = replace(
+        recipe, name=source, modules=network.configs, objectives={}, evaluations=fitting, learning_rates={}
+    )
+    return overrides.apply(recipe, changes), network, params, _tokenizer(recipe)
+
+
+def _tokenizer(recipe: Recipe) -> Tokenizer:
+    return SentencePiece(f"{recipe.tokenizer}.model")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mplug2 eval",
+        description="Score a run, a recipe on the shipped modules, or cards: 95% intervals, and blind baselines beside "
+        "every score. Never choose anything by the test split (a checkpoint, a length, a recipe): that is what "
+        "--split validation is for.",
+        epilog="example: mplug2 eval runs/mine --only image_answer evaluations.image_answer.batch=50",
+    )
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="RUN_OR_RECIPE_OR_CARD field=value",
+        help="what to score, then fields of its recipe by dotted path; a recipe takes its modules from the shelf "
+        f"(default: {DEFAULT})",
+    )
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="this evaluation; may be repeated"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N examples of each evaluation")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="default: test; tune on validation")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the scores as JSON")
+    parser.add_argument(
+        "--predictions", type=Path, metavar="DIR", help="write what was said, one JSONL file each"
+    )
+    return parser

@@ -1,8 +1,10 @@
-"""Module cards: what a published module is, where its weights lie, what it reads and writes. JSON, one card a module.
+"""Module cards: what a published module is, where its weights lie, what it reads and writes. JSON, one card a
+module.
 
-A card comes from strangers. Its `config` names a dataclass by import path (`"mplug2.modules.vision:Config"`); only
-dataclasses of the zoo's own `mplug2.modules` are ever imported, so reading a card runs no code of its author's. Every field
-is checked against its type here; checkpoints/card.schema.json says the same to other programs.
+A card comes from strangers. Its `config` names a dataclass by import path (`"mplug2.modules.vision:Config"`);
+only dataclasses of the zoo's own `mplug2.modules` are ever imported, so reading a card runs no code of its
+author's. Every field is checked against its type here; checkpoints/card.schema.json says the same to other
+programs.
 """
 
 import dataclasses
@@ -47,7 +49,8 @@ STREAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """The weights: a file name beside the card, its content, and where else to get it, in order of preference."""
+    """The weights: a file name beside the card, its content, and where else to get it, in order of
+    preference."""
 
     path: str
     sha256: str
@@ -64,7 +67,8 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """How the weights came about. `data` names the data set and its version, `machine` what it ran on and how long."""
+    """How the weights came about. `data` names the data set and its version, `machine` what it ran on and how
+    long."""
 
     recipe: str
     commit: str
@@ -94,8 +98,8 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Interface:
-    """What a module is connected by: streams read and written, the width of its tokens, the number of words it knows
-    (where it has any), and the type its weights are stored in (they are float32 once loaded)."""
+    """What a module is connected by: streams read and written, the width of its tokens, the number of words
+    it knows (where it has any), and the type its weights are stored in (they are float32 once loaded)."""
 
     reads: tuple[str, ...]
     writes: tuple[str, ...]
@@ -112,7 +116,8 @@ class Interface:
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """The tokenizer whose ids the module was trained on: a file beside the card (or shipped), and its id table."""
+    """The tokenizer whose ids the module was trained on: a file beside the card (or shipped), and its id
+    table."""
 
     file: str
     sha256: str
@@ -126,7 +131,8 @@ class Tokens:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One published module. `module` is its name in a network (`vision`); `folder` is where the card was found."""
+    """One published module. `module` is its name in a network (`vision`); `folder` is where the card was
+    found."""
 
     name: str
     module: str
@@ -166,7 +172,8 @@ def interface(module: str, config: Config, dtype: str) -> Interface:
     """The interface of a module that STREAMS knows. Raises CardError for another: it must be stated."""
     if module not in STREAMS:
         raise CardError(
-            f"module {module!r} is none of {sorted(STREAMS)}{nearest(module, STREAMS)}: state its interface yourself"
+            f"module {module!r} is none of {sorted(STREAMS)}{nearest(module, STREAMS)}: "
+            "state its interface yourself"
         )
     reads, writes = STREAMS[module]
     width, vocabulary = getattr(config, "width", 0), getattr(config, "vocabulary", None)
@@ -193,8 +200,7 @@ def read_card(path: Path) -> Card:
     return dataclasses.replace(card, folder=path.parent)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Dataclasses as JSON: the zoo's own configs carry their type, the parts of a card have known ones
+# --- Dataclasses as JSON: the zoo's own configs carry their type, the parts of a card have known ones
 
 
 def encode(value: Any) -> Any:
@@ -212,7 +218,8 @@ def encode(value: Any) -> Any:
 
 
 def decode(hint: Any, value: Any, where: str) -> Any:
-    """JSON -> a value of the type `hint`. Raises CardError that names the field `where`, both sides and the nearest name."""
+    """JSON -> a value of the type `hint`. Raises CardError that names the field `where`, both sides and the
+    nearest name."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return _decode_choice(arguments, value, where)

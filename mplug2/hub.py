@@ -1,8 +1,9 @@
 """The hub: find published modules, load them verified, compose them, account for every array, publish them.
 
-The shelf is the package's own folder of cards (checkpoints/). Loading is a hard gate: every array of a network is loaded,
-initialised by a rule, or an array of a file is skipped by a rule; anything else is an error that lists both sides.
-Parameters are nested dicts of float32 as in mplug2.network, whatever type their file stores.
+The shelf is the package's own folder of cards (checkpoints/). Loading is a hard gate: every array of a
+network is loaded, initialised by a rule, or an array of a file is skipped by a rule; anything else is an
+error that lists both sides. Parameters are nested dicts of float32 as in mplug2.network, whatever type their
+file stores.
 """
 
 import dataclasses
@@ -34,8 +35,7 @@ Rules = Mapping[str, Iterable[str]]
 NONE: Mapping[str, Any] = MappingProxyType({})
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Find
+# --- Find
 
 
 def _shelf_folder() -> Path:
@@ -48,8 +48,8 @@ def shelf() -> list[str]:
 
 
 def find(where: str | Path, module: str | None = None) -> Card:
-    """One card: by its name on the shelf, by the path of its JSON file, or in a directory (the one of `module`, if it
-    holds several). Raises CardError that names what there is."""
+    """One card: by its name on the shelf, by the path of its JSON file, or in a directory (the one of
+    `module`, if it holds several). Raises CardError that names what there is."""
     path = Path(where)
     if str(where) in shelf():
         return read_card(_shelf_folder() / f"{where}.json")
@@ -65,19 +65,21 @@ def find(where: str | Path, module: str | None = None) -> Card:
             return read_card(path)
         raise CardError(f"no card {path}: there is no such file")
     raise CardError(
-        f'no card "{where}": the shelf holds {shelf()}{nearest(str(where), shelf())}, and no file or directory has that name'
+        f'no card "{where}": the shelf holds {shelf()}{nearest(str(where), shelf())}, '
+        "and no file or directory has that name"
     )
 
 
 def cards(*where: Card | str | Path) -> dict[str, Card]:
-    """Cards by module, from cards, shelf names, families of the shelf ("small"), card files and directories; without an
-    argument, the shelf's default family. Raises CardError where two cards are of one module."""
+    """Cards by module, from cards, shelf names, families of the shelf ("small"), card files and directories;
+    without an argument, the shelf's default family. Raises CardError where two cards are of one module."""
     found: dict[str, Card] = {}
     for place in where or (DEFAULT,):
         for card in [place] if isinstance(place, Card) else _cards_at(place):
             if card.module in found:
                 raise CardError(
-                    f"two cards of module {card.module!r}: {found[card.module].name} and {card.name}; choose one"
+                    f"two cards of module {card.module!r}: {found[card.module].name} and {card.name}; "
+                    "choose one"
                 )
             found[card.module] = card
     return found
@@ -98,13 +100,12 @@ def _card_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.json") if not path.name.endswith(".schema.json"))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Load
+# --- Load
 
 
 def load(card: Card) -> tuple[Config, Parameters]:
-    """A module's config and parameters. Raises CardError unless the file is the card's own, by size and sha256, and holds
-    the config's arrays and no other."""
+    """A module's config and parameters. Raises CardError unless the file is the card's own, by size and
+    sha256, and holds the config's arrays and no other."""
     expected = _shapes({card.module: card.config}, f"card {card.name}")[card.module]
     arrays = _arrays(card)
     _gate(card, expected, arrays, initialise=(), skip=())
@@ -123,7 +124,8 @@ def _arrays(card: Card) -> dict[str, np.ndarray]:
         name for name, array in arrays.items() if array.dtype not in weights.FLOATS.values()
     ):
         raise CardError(
-            f"{path}: {strange} are {arrays[strange[0]].dtype}, parameters are one of {sorted(weights.FLOATS)}"
+            f"{path}: {strange} are {arrays[strange[0]].dtype}, "
+            f"parameters are one of {sorted(weights.FLOATS)}"
         )
     return {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}
 
@@ -150,7 +152,8 @@ def _gate(
     initialise: Iterable[str],
     skip: Iterable[str],
 ) -> tuple[set[str], set[str], set[str]]:
-    """(loaded, initialised, skipped) names, which together are all there are on either side; CardError otherwise."""
+    """(loaded, initialised, skipped) names, which together are all there are on either side; CardError
+    otherwise."""
     fresh = _matching(initialise, set(expected), card, "initialise", "the config")
     dropped = _matching(skip, set(arrays), card, "skip", "the file")
     missing = sorted(set(expected) - set(arrays) - fresh)
@@ -164,7 +167,8 @@ def _gate(
     ]
     if missing or extra or wrong:
         raise CardError(
-            f"card {card.name}: the config has {len(expected)} arrays, the file {card.file.path} has {len(arrays)}"
+            f"card {card.name}: the config has {len(expected)} arrays, "
+            f"the file {card.file.path} has {len(arrays)}"
             + (f"; only in the config: {_listing(missing)}" if missing else "")
             + (f"; only in the file: {_listing(extra)}" if extra else "")
             + (f"; of another shape: {_listing(wrong)}" if wrong else "")
@@ -177,7 +181,8 @@ def _matching(patterns: Iterable[str], names: set[str], card: Card, rule: str, s
     for pattern in patterns:
         if not (hits := set(fnmatch.filter(names, pattern))):
             raise CardError(
-                f'card {card.name}: rule {rule} "{pattern}" matches no array of {side}{nearest(pattern, names)}'
+                f'card {card.name}: rule {rule} "{pattern}" matches no array of {side}'
+                + nearest(pattern, names)
             )
         found |= hits
     return found
@@ -187,14 +192,15 @@ def _listing(names: list[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Compose
+# --- Compose
 
 
 def loaded(recipe: Recipe, *, initialise: Rules = NONE, skip: Rules = NONE) -> tuple[Parameters, Report]:
-    """What a recipe's modes `full` and `frozen` load, arrays that are to be initialised left out, and the account of all.
+    """What a recipe's modes `full` and `frozen` load, arrays that are to be initialised left out, and the
+    account of all.
 
-    `initialise` and `skip` are the rules by which arrays of a network or of a file may be excused. Raises CardError.
+    `initialise` and `skip` are the rules by which arrays of a network or of a file may be excused. Raises
+    CardError.
     """
     params: Parameters = {}
     lines: list[Line] = []
@@ -245,7 +251,8 @@ def _card_of(recipe: Recipe, module: str) -> Card:
         )
     if differing := differences(card.config, recipe.modules[module]):
         raise CardError(
-            f"recipe {recipe.name}: card {card.name} has another {module} than the recipe: {_listing(differing)}"
+            f"recipe {recipe.name}: card {card.name} has another {module} than the recipe: "
+            + _listing(differing)
         )
     return card
 
@@ -253,7 +260,8 @@ def _card_of(recipe: Recipe, module: str) -> Card:
 def assemble(
     recipe: Recipe, *, initialise: Rules = NONE, skip: Rules = NONE
 ) -> tuple[Network, Parameters, Report]:
-    """A recipe's network, its parameters by each module's mode, and the account of every array. Raises CardError."""
+    """A recipe's network, its parameters by each module's mode, and the account of every array. Raises
+    CardError."""
     network = Network(recipe.modules, recipe.execution)
     params, report = loaded(recipe, initialise=initialise, skip=skip)
     begun = [line.module for line in report.lines if line.initialised]
@@ -266,7 +274,8 @@ def assemble(
 
 
 def compose(*chosen: Card | str | Path, execution: Execution = Execution()) -> tuple[Network, Parameters]:
-    """A network of the given cards (or shelf names, families, paths), loaded. Raises CardError where two do not fit."""
+    """A network of the given cards (or shelf names, families, paths), loaded. Raises CardError where two do
+    not fit."""
     by_module = cards(*chosen)
     check_fit(by_module)
     modules = {module: card.config for module, card in by_module.items()}
@@ -318,8 +327,7 @@ def differences(card: Any, recipe: Any, where: str = "") -> list[str]:
     ]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Publish
+# --- Publish
 
 
 def publish(
@@ -342,12 +350,13 @@ def publish(
 ) -> Card:
     """Writes one module as `<name>.safetensors` and `<name>.json` into `folder` and returns its card.
 
-    `params` is the module's own nested dict. Raises CardError when its arrays are not the config's or not finite, in their
-    own type or in `dtype`, and when the files cannot be written.
+    `params` is the module's own nested dict. Raises CardError when its arrays are not the config's or not
+    finite, in their own type or in `dtype`, and when the files cannot be written.
     """
     if dtype not in weights.FLOATS:
         raise CardError(
-            f"dtype {dtype!r}: weights are published as {sorted(weights.FLOATS)}{nearest(dtype, weights.FLOATS)}"
+            f"dtype {dtype!r}: weights are published as {sorted(weights.FLOATS)}"
+            + nearest(dtype, weights.FLOATS)
         )
     connects = connects or interface(module, config, dtype)
     arrays = {key: np.asarray(array) for key, array in flat(params).items()}

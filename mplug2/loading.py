@@ -1,4 +1,5 @@
-"""The account of a loaded network: for every module, what was loaded, initialised by rule and skipped by rule."""
+"""The account of a loaded network: for every module, what was loaded, initialised by rule and skipped by
+rule."""
 
 import dataclasses
 import math

@@ -1,7 +1,9 @@
-"""Prediction: a composed network that captions, answers and classifies, `clips` uint8 `B T H W C` in, texts out.
+"""Prediction: a composed network that captions, answers and classifies, `clips` uint8 `B T H W C` in, texts
+out.
 
-Each of the three is one compiled function, compiled once for each shape of its input: batches of one size are fast. It
-composes what it needs, so a network without `text` still captions. Routes as in mplug2.tasks and mplug2.evaluate.
+Each of the three is one compiled function, compiled once for each shape of its input: batches of one size are
+fast. It composes what it needs, so a network without `text` still captions. Routes as in mplug2.tasks and
+mplug2.evaluate.
 """
 
 import functools
@@ -32,8 +34,9 @@ TEMPLATES = ("a {}", "a {} at the left", "a {} at the right", "a {} at the top",
 class Predictor:
     """A network with its parameters, tokenizer and preprocessing, ready to be asked.
 
-    `length`: ids that a question or a prompt is cut or padded to. Methods raise RecipeError, naming what is missing, when
-    the network lacks a module that they compose, and DataError for inputs of another shape or type.
+    `length`: ids that a question or a prompt is cut or padded to. Methods raise RecipeError, naming what is
+    missing, when the network lacks a module that they compose, and DataError for inputs of another shape or
+    type.
     """
 
     def __init__(
@@ -50,16 +53,15 @@ class Predictor:
         self.tokenizer, self.preprocessing = tokenizer, preprocessing
         self.search = search
         # A text encoder has a table of positions, and no more of them.
-        self.length = min(
-            [length, *(one.positions for one in network.configs.values() if hasattr(one, "positions"))]
-        )
+        tables: list[Any] = [config for config in network.configs.values() if hasattr(config, "positions")]
+        self.length = min([length, *(config.positions for config in tables)])
         self._special = tokenizer.table()
         self._compiled: dict[Any, Callable[..., Array]] = {}
 
     @classmethod
     def of(cls, *cards: Card | str | Path) -> "Predictor":
-        """Of cards, shelf names, families or directories (default: the shelf), with the tokenizer and preprocessing that
-        the cards state. Raises CardError where they do not fit together, or state none."""
+        """Of cards, shelf names, families or directories (default: the shelf), with the tokenizer and
+        preprocessing that the cards state. Raises CardError where they do not fit together, or state none."""
         chosen = hub.cards(*cards)
         network, params = hub.compose(*chosen.values())
         return cls(network, params, tokenizer_of(chosen.values()), preprocessing_of(chosen.values()))
@@ -69,7 +71,8 @@ class Predictor:
         return self.preprocessing.from_pil(read_image(path))[None]
 
     def video(self, path: str | Path) -> np.ndarray:
-        """A video file -> clips uint8 `1 T H W C`. Raises DataError for one that cannot be read or is empty."""
+        """A video file -> clips uint8 `1 T H W C`. Raises DataError for one that cannot be read or is
+        empty."""
         return self.preprocessing.from_frames(read_video(path, self.preprocessing.frames))[None]
 
     def caption(self, clips: np.ndarray) -> list[str]:
@@ -175,7 +178,8 @@ def fill(template: str, name: str) -> str:
 
 
 def tokenizer_of(cards: Iterable[Card]) -> SentencePiece:
-    """The tokenizer that cards state, shipped or beside a card, verified. Raises CardError if there is none."""
+    """The tokenizer that cards state, shipped or beside a card, verified. Raises CardError if there is
+    none."""
     for card in cards:
         if card.tokenizer is not None:
             beside = card.folder / card.tokenizer.file

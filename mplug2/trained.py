@@ -9,8 +9,9 @@ from mplug2.run import Run, fingerprint
 
 
 def restore(run: Run, recipe: Recipe) -> tuple[int, Network, Parameters]:
-    """(steps trained, network, parameters) of a run of `recipe`: running averages where the run keeps them, and frozen
-    modules from their cards. Raises CheckpointError if the recipe is not the run's or nothing was saved."""
+    """(steps trained, network, parameters) of a run of `recipe`: running averages where the run keeps them,
+    and frozen modules from their cards. Raises CheckpointError if the recipe is not the run's or nothing was
+    saved."""
     if fingerprint(recipe) != run.fingerprint:
         raise CheckpointError(
             f"{run.path}: recipe {run.recipe} has changed since this run was trained; go back to {run.commit}"

@@ -1,8 +1,9 @@
 """Published weights: safetensors files, read memory-mapped and written whole or not at all.
 
-Layout (github.com/huggingface/safetensors): 8 bytes little-endian length of the header; the header, a JSON object
-`{name: {"dtype", "shape", "data_offsets"}}` with strings under "__metadata__"; then the arrays, little-endian, row-major, back
-to back. A file comes from strangers: nothing in it is believed before it is checked against the file's size.
+Layout (github.com/huggingface/safetensors): 8 bytes little-endian length of the header; the header, a JSON
+object `{name: {"dtype", "shape", "data_offsets"}}` with strings under "__metadata__"; then the arrays,
+little-endian, row-major, back to back. A file comes from strangers: nothing in it is believed before it is
+checked against the file's size.
 """
 
 import contextlib
@@ -43,10 +44,11 @@ _MOST_AXES = 32
 
 
 def read(path: Path, sha256: str | None = None) -> dict[str, np.ndarray]:
-    """Read-only arrays by name, in the types they are stored in, as views of the mapped file: no copy is made.
+    """Read-only arrays by name, in the types they are stored in, as views of the mapped file: no copy is
+    made.
 
-    With `sha256`, the mapping itself is hashed first (which reads the file once). Raises CardError for a file that is
-    missing, malformed or another than the one expected.
+    With `sha256`, the mapping itself is hashed first (which reads the file once). Raises CardError for a file
+    that is missing, malformed or another than the one expected.
     """
     try:
         if not path.is_file():
@@ -108,7 +110,8 @@ def _entries(path: Path, mapped: mmap.mmap) -> dict[str, tuple[np.dtype, tuple[i
 
 
 def _entry(path: Path, name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
-    """(type, shape, start, end) of one entry of the header; start and end count from the end of the header."""
+    """(type, shape, start, end) of one entry of the header; start and end count from the end of the
+    header."""
     where = f"{path}: array {name!r}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise CardError(f"{where} is not described by dtype, shape and data_offsets")
@@ -143,14 +146,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def write(
     path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> tuple[str, int]:
-    """Writes arrays (float32, bfloat16 or float16) under their names; returns the file's sha256 and size in bytes.
+    """Writes arrays (float32, bfloat16 or float16) under their names; returns the file's sha256 and size in
+    bytes.
 
     `path` holds the old file or the whole new one at any instant. Raises CardError if it cannot be written.
     """
     codes = {dtype: code for code, dtype in _CODES.items() if dtype in FLOATS.values()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
-    # Wide types first, so that every array stands at a multiple of its item size; then by name: same arrays, same file.
+    # Wide types first, so that every array stands at a multiple of its item size; then by name: same arrays,
+    # same file.
     ordered = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
     for name in ordered:
         array = arrays[name]
@@ -180,7 +185,8 @@ def write(
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes the place of `path` when the block ends well, and leaves nothing behind when not."""
+    """A file to write that takes the place of `path` when the block ends well, and leaves nothing behind when
+    not."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

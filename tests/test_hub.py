@@ -1,4 +1,5 @@
-"""The hub: what is published is found, verified and loaded whole; every array of a network is accounted for."""
+"""The hub: what is published is found, verified and loaded whole; every array of a network is accounted
+for."""
 
 import dataclasses
 import json
@@ -270,7 +271,8 @@ def test_a_card_of_another_module_is_refused(published):
 
 
 def rewrite(published: Path, module: str, change) -> None:
-    """Publishes a file whose arrays `change` has changed, with a card that is right about everything but them."""
+    """Publishes a file whose arrays `change` has changed, with a card that is right about everything but
+    them."""
     card = hub.find(published, module)
     arrays = {name: np.array(array) for name, array in hub.weights.read(card.weights).items()}
     change(arrays)

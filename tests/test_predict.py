@@ -1,4 +1,5 @@
-"""Prediction: a composed network says the same alone and in a batch, from a card and from memory; bad input is refused."""
+"""Prediction: a composed network says the same alone and in a batch, from a card and from memory; bad input
+is refused."""
 
 import dataclasses
 import json
@@ -124,6 +125,7 @@ def test_cards_without_tokenizer_or_preprocessing_are_refused(folder):
 
 def test_another_tokenizer_than_the_cards_is_refused(folder):
     card = hub.find(folder, "decoder")
+    assert card.tokenizer is not None
     card = dataclasses.replace(card, tokenizer=dataclasses.replace(card.tokenizer, sha256="0" * 64))
     with pytest.raises(CardError, match="handwriting.model has sha256 [0-9a-f]{64}, the card says 0000"):
         Predictor.of(hub.find(folder, "vision"), card)
@@ -236,6 +238,7 @@ def test_what_a_run_learned_is_published_and_opened_alike(run, tmp_path, capsys)
     )
     assert "7 modules" in capsys.readouterr().out.splitlines()[-1]
     card = hub.find(tmp_path / "out", "decoder")
+    assert card.trained is not None and card.tokenizer is not None
     assert card.name == "decoder-tiny" and card.trained.steps == 7 and card.trained.seed == 5
     assert card.scores["image_caption"].value == 0.9 and card.tokenizer.sha256 == SentencePiece().sha256
     predictors = [tool.open_predictor([source]) for source in (run, str(tmp_path / "out"))]

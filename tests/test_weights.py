@@ -1,4 +1,5 @@
-"""Weights files: what is written comes back, by copy of nothing; what is malformed is refused by our own error."""
+"""Weights files: what is written comes back, by copy of nothing; what is malformed is refused by our own
+error."""
 
 import json
 import os
@@ -150,7 +151,8 @@ def test_a_malformed_file_is_refused_with_its_reason(content, said, tmp_path):
 
 
 def mutated(content: bytes, rng: random.Random) -> bytes:
-    """One to four bytes changed, a piece cut out, repeated or exchanged for a number; mostly in the header."""
+    """One to four bytes changed, a piece cut out, repeated or exchanged for a number; mostly in the
+    header."""
     header = 8 + int.from_bytes(content[:8], "little")
     found = bytearray(content)
     for _ in range(rng.randint(1, 4)):

@@ -1,4 +1,5 @@
-"""`mplug2 predict`: say what is in an image or a video, answer a question about it, or weigh classes against each other."""
+"""`mplug2 predict`: say what is in an image or a video, answer a question about it, or weigh classes against
+each other."""
 
 import argparse
 import json
@@ -38,7 +39,8 @@ def main(argv: list[str]) -> None:
 
 
 def open_predictor(source: list[str]) -> Predictor:
-    """Of a run directory, or of cards: shelf names, families, files, directories; nothing is the shelf's default."""
+    """Of a run directory, or of cards: shelf names, families, files, directories; nothing is the shelf's
+    default."""
     if len(source) == 1 and (Path(source[0]) / "run.json").is_file():
         run = read_run(source[0])
         recipe = overrides.apply(recipes.find(run.recipe), run.overrides)

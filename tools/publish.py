@@ -24,7 +24,8 @@ def main(argv: list[str]) -> None:
     for module in chosen:
         if module not in network.configs:
             raise CardError(
-                f"{run.path} has no module {module!r}; it has {list(network.configs)}{nearest(module, network.configs)}"
+                f"{run.path} has no module {module!r}; it has {list(network.configs)}"
+                + nearest(module, network.configs)
             )
     model = f"{recipe.tokenizer}.model"
     tokenizer = SentencePiece(model)

@@ -4,11 +4,14 @@ An item for each trained module (`vision`, ...) and each module's running averag
 needs one module reads one; `optimizer`, `window` (sums behind the next line of the log); `iterator` and `metadata`, JSON.
 Frozen modules are not copied: `metadata` records the sha256 of their arrays.
 
-A checkpoint appears under its name only when it is complete; saving goes on in the background.
+Saving goes on in the background. A checkpoint is complete when `files.json`, written last, names the sha256 of its files.
 """
 
+import gc
 import hashlib
+import json
 import shutil
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,8 +24,10 @@ from orbax.checkpoint import v1 as ocp
 
 from mplug2.errors import CheckpointError, nearest
 from mplug2.network import Parameters, flat
+from mplug2.run import write_json
 
 FOLDER = "checkpoints"
+SEAL = "files.json"
 AVERAGE = "ema."
 JSON_ITEMS = ("iterator", "metadata")
 RESERVED = ("optimizer", "window", *JSON_ITEMS)
@@ -39,15 +44,13 @@ class Checkpoints:
     def __init__(self, run_dir: Path | str, keep: int = 2):
         self.folder = Path(run_dir).absolute() / FOLDER
         self.keep = keep
-        self._saving: Any = None  # Orbax's handle of the save that goes on in the background
-        self._saving_step = 0
+        self._saving: threading.Thread | None = None
+        self._failure: CheckpointError | None = None
 
     @property
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit() and path.is_dir())
+        return sorted(int(seal.parent.name) for seal in self.folder.glob(f"*/{SEAL}") if seal.parent.name.isdigit())
 
     def path(self, step: int) -> Path:
         return self.folder / str(step)
@@ -61,18 +64,28 @@ class Checkpoints:
         with _explained(self.path(step)):
             self.folder.mkdir(parents=True, exist_ok=True)
             with _context():
-                self._saving = ocp.save_checkpointables_async(self.path(step), dict(items))
-        self._saving_step = step
+                saving = ocp.save_checkpointables_async(self.path(step), dict(items))
+        self._saving = threading.Thread(target=self._finish, args=(step, saving), name="mplug2-checkpoint")
+        self._saving.start()
+
+    def _finish(self, step: int, saving: Any) -> None:
+        try:
+            with _explained(self.path(step)):
+                saving.result()
+                _seal(self.path(step))
+            for old in self.steps[: -self.keep]:
+                shutil.rmtree(self.path(old))
+        except CheckpointError as error:
+            self._failure = error
 
     def wait(self) -> None:
-        """Until what was begun is on disk; then old checkpoints go. Raises CheckpointError if it could not be written."""
-        if self._saving is None:
-            return
-        saving, self._saving = self._saving, None
-        with _explained(self.path(self._saving_step)):
-            saving.result()
-        for step in self.steps[: -self.keep]:
-            shutil.rmtree(self.path(step))
+        """Until what was begun is on disk. Raises CheckpointError if it could not be written."""
+        if self._saving is not None:
+            self._saving.join()
+            self._saving = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
 
     def restore(self, wanted: Wanted) -> tuple[int, dict[str, Any]] | None:
         """The newest readable checkpoint: (step, items), None where there is none.
@@ -83,20 +96,19 @@ class Checkpoints:
         for step in reversed(self.steps):
             try:
                 return step, _load(self.path(step), wanted)
-            except CheckpointError:
-                raise
-            except Exception as error:  # whatever a damaged file makes Orbax raise
-                reasons.append(f"checkpoint {self.path(step)} cannot be read ({_brief(error)})")
+            except _Damaged as damage:
+                reasons.append(f"checkpoint {self.path(step)} cannot be read ({damage})")
                 warnings.warn(f"{reasons[-1]}; trying the one before it", stacklevel=2)
         if reasons:
             raise CheckpointError("; ".join(reasons))
         return None
 
-    def drop_after(self, step: int) -> None:
-        """Removes the checkpoints later than `step`: those that could not be read, once an earlier one is continued."""
-        for later in self.steps:
-            if later > step:
-                shutil.rmtree(self.path(later))
+    def continue_from(self, step: int) -> None:
+        """Removes what is not a complete checkpoint of `step` or earlier: damaged ones, and what a crash left."""
+        kept = {str(complete) for complete in self.steps if complete <= step}
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if path.name not in kept:
+                shutil.rmtree(path)
 
 
 @contextmanager
@@ -105,7 +117,7 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        for left in path.parent.glob(f"{path.name}.*"):
+        for left in (path, *path.parent.glob(f"{path.name}.*")):
             shutil.rmtree(left, ignore_errors=True)
         kept = Checkpoints(path.parent.parent).steps
         before = f"checkpoint {kept[-1]} is whole and the run continues from it" if kept else "there is no earlier one"
@@ -156,10 +168,47 @@ def fingerprint(params: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
+class _Damaged(Exception):
+    """A checkpoint that cannot be read."""
+
+
 def _load(path: Path, wanted: Wanted) -> dict[str, Any]:
-    items = wanted(path) if callable(wanted) else wanted
-    with _context():
-        return ocp.load_checkpointables(path, dict(items))
+    try:
+        items = wanted(path) if callable(wanted) else wanted
+        _verify(path, items)
+        with _context():
+            return ocp.load_checkpointables(path, dict(items))
+    except (CheckpointError, _Damaged):
+        raise
+    except Exception as error:  # whatever a damaged file makes Orbax raise
+        reason = _brief(error)
+    with warnings.catch_warnings():  # Orbax leaves coroutines behind that it never awaited
+        warnings.simplefilter("ignore", RuntimeWarning)
+        gc.collect()
+    raise _Damaged(reason)
+
+
+def _seal(path: Path) -> None:
+    """Writes the sha256 of every file, by its place; the checkpoint is complete with it."""
+    sums = {str(file.relative_to(path)): _sha256(file) for file in sorted(path.rglob("*")) if file.is_file()}
+    write_json(path / SEAL, sums)
+
+
+def _verify(path: Path, items: Iterable[str]) -> None:
+    """Orbax notices a missing file, not a changed byte. Raises _Damaged if a file of `items` is not as it was sealed."""
+    sums = json.loads((path / SEAL).read_text())
+    for item in items:
+        files = [place for place in sums if place.startswith(f"{item}/")]
+        if not files:
+            raise _Damaged(f"it has no item {item}")
+        for place in files:
+            if not (path / place).is_file() or _sha256(path / place) != sums[place]:
+                raise _Damaged(f"{place} is not what was written")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _context() -> ocp.Context:

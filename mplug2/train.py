@@ -18,7 +18,7 @@ import jax
 
 from mplug2 import hub
 from mplug2.checkpoint import AVERAGE, Checkpoints, fingerprint
-from mplug2.data.stream import Feed, stream
+from mplug2.data.stream import stream
 from mplug2.data.tokens import SentencePiece
 from mplug2.errors import CheckpointError, DataError, Mplug2Error
 from mplug2.logbook import Logbook
@@ -76,11 +76,8 @@ def train(
 
 def data_stream(recipe: Recipe) -> Batches:
     """The training batches that a recipe asks for."""
-    feeds = {
-        name: Feed(objective.data, objective.batch, objective.lengths) for name, objective in recipe.objectives.items()
-    }
     return stream(
-        feeds,
+        recipe.feeds,
         tokenizer=SentencePiece(f"{recipe.tokenizer}.model"),
         seed=recipe.seed,
         workers=recipe.workers,
@@ -105,7 +102,7 @@ class _Session:
     def go(self, batches: Batches) -> Outcome:
         recipe, trainer = self.recipe, self.trainer
         step, state = self._restored(batches)
-        examples = sum(objective.batch for objective in recipe.objectives.values())
+        examples = sum(feed.batch for feed in recipe.feeds.values())
         with ExitStack() as stack:
             logbook = stack.enter_context(
                 Logbook(self.run.path, name=recipe.name, step=step, steps=recipe.steps, examples=examples)
@@ -174,7 +171,7 @@ class _Session:
         ids = dict(self.recent)[step]
         values = {name.removeprefix("loss/"): float(value) for name, value in bad["values"].items()}
         tasks = [name for name in self.recipe.objectives if not _finite(values[name])]
-        told = [f"the loss of {name} is {values[name]} (examples {ids.get(name, 'unknown')})" for name in tasks]
+        told = [f"the loss of {name} is {values[name]} (examples {ids.get(self.recipe.feed_of(name), 'unknown')})" for name in tasks]
         if not tasks:
             told = [f"the losses are finite but the gradient's norm is {values['gradient_norm']} (examples {ids})"]
         steps = self.checkpoints.steps
@@ -196,12 +193,13 @@ class _Session:
         """(steps done, state) of the newest readable checkpoint, or of a run that begins."""
         restored = self.checkpoints.restore({**self._items(self.trainer.abstract), "iterator": None, "metadata": None})
         if restored is None:
+            self.checkpoints.continue_from(0)
             return 0, self.trainer.begin(self.params)
         step, items = restored
         for name, digest in items["metadata"]["frozen"].items():
             if self.frozen_hashes.get(name) != digest:
                 raise CheckpointError(f"{self.run.path}: frozen module {name} is not the one that this run began with")
-        self.checkpoints.drop_after(step)
+        self.checkpoints.continue_from(step)
         batches.set_state(items["iterator"])
         self.position = items["iterator"]
         # `step` and `bad` follow from where the checkpoint stands; the rest is as it was.

@@ -1,0 +1,187 @@
+import json
+import os
+import resource
+import shutil
+import signal
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mplug2.checkpoint import Checkpoints, fingerprint, restore_modules
+from mplug2.errors import CheckpointError
+
+
+def items(value: float, size: int = 3) -> dict:
+    return {
+        "vision": {"kernel": jnp.full((size, size), value), "norm": {"scale": jnp.full((2,), value)}},
+        "text": {"words": jnp.full((4,), value)},
+        "ema.vision": {"kernel": jnp.full((size, size), -value), "norm": {"scale": jnp.full((2,), -value)}},
+        "ema.text": {"words": jnp.full((4,), -value)},
+        "optimizer": {"count": jnp.int32(7)},
+        "window": {"count": jnp.int32(1)},
+        "iterator": {"step": 5, "batch": {"caption": 64}},
+        "metadata": {"step": 5, "frozen": {}},
+    }
+
+
+def wanted(tree: dict) -> dict:
+    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    arrays = {name: item for name, item in tree.items() if name not in ("iterator", "metadata")}
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=first), arrays)
+    return {**shapes, "iterator": None, "metadata": None}
+
+
+def saved(folder, *steps: int, keep: int = 3) -> Checkpoints:
+    checkpoints = Checkpoints(folder, keep)
+    for step in steps:
+        checkpoints.save(step, items(float(step)))
+    checkpoints.wait()
+    return checkpoints
+
+
+def test_what_was_saved_comes_back_bit_for_bit(tmp_path):
+    saved(tmp_path, 5)
+    step, restored = Checkpoints(tmp_path).restore(wanted(items(5.0))) or pytest.fail("nothing there")
+    assert step == 5
+    assert restored["iterator"] == {"step": 5, "batch": {"caption": 64}}
+    jax.tree.map(np.testing.assert_array_equal, restored, items(5.0))
+
+
+def test_there_is_an_item_for_each_module_and_json_is_json(tmp_path):
+    path = saved(tmp_path, 5).path(5)
+    assert {item.name for item in path.iterdir() if item.is_dir()} == set(items(0.0))
+    assert json.loads((path / "iterator" / "data.json").read_text())["step"] == 5
+
+
+def test_buffers_may_be_donated_while_the_save_goes_on(tmp_path):
+    checkpoints, tree = Checkpoints(tmp_path), items(1.0, size=500)
+    spoil = jax.jit(lambda arrays: jax.tree.map(lambda leaf: leaf * 0 - 9, arrays), donate_argnums=0)
+    arrays = {name: item for name, item in tree.items() if name not in ("iterator", "metadata")}
+    checkpoints.save(1, tree)
+    jax.block_until_ready(spoil(arrays))
+    checkpoints.wait()
+    _, restored = Checkpoints(tmp_path).restore(wanted(items(1.0, size=500))) or pytest.fail("nothing there")
+    jax.tree.map(np.testing.assert_array_equal, restored, items(1.0, size=500))
+
+
+def test_the_last_n_stay(tmp_path):
+    assert saved(tmp_path, 1, 2, 3, 4, keep=2).steps == [3, 4]
+
+
+def test_modules_are_restored_alone_and_averaged_if_asked(tmp_path):
+    path = saved(tmp_path, 5).path(5)
+    shutil.rmtree(path / "optimizer")  # would be missed if it were read
+    shutil.rmtree(path / "text")
+    step, params = restore_modules(tmp_path, ["vision"], ema=False)
+    assert (step, list(params)) == (5, ["vision"])
+    np.testing.assert_array_equal(params["vision"]["kernel"], np.full((3, 3), 5.0))
+    np.testing.assert_array_equal(restore_modules(tmp_path, ["vision"])[1]["vision"]["norm"]["scale"], [-5.0, -5.0])
+
+
+def test_all_trained_modules_are_restored_by_default(tmp_path):
+    saved(tmp_path, 5)
+    assert set(restore_modules(tmp_path)[1]) == {"vision", "text"}
+
+
+def test_a_module_that_was_not_trained_is_refused_with_the_nearest_name(tmp_path):
+    saved(tmp_path, 5)
+    with pytest.raises(CheckpointError, match=r'not \[.visoin.\] \(did you mean "vision"\?\)'):
+        restore_modules(tmp_path, ["visoin"])
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path):
+    assert Checkpoints(tmp_path).restore({}) is None
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        restore_modules(tmp_path)
+
+
+def damages():
+    def gone(path):
+        shutil.rmtree(path / "vision")
+
+    def cut(path):
+        for file in (path / "vision").rglob("*"):
+            if file.is_file():
+                os.truncate(file, file.stat().st_size // 2)
+
+    def flipped(path):
+        for file in (path / "vision" / "d").iterdir():
+            data = bytearray(file.read_bytes())
+            data[len(data) // 2] ^= 0xFF
+            file.write_bytes(data)
+
+    def emptied(path):
+        for file in path.rglob("*"):
+            if file.is_file():
+                file.write_bytes(b"")
+
+    return [gone, cut, flipped, emptied]
+
+
+@pytest.mark.parametrize("damage", damages(), ids=lambda damage: damage.__name__)
+def test_a_damaged_newest_checkpoint_gives_a_warning_and_the_one_before(damage, tmp_path):
+    checkpoints = saved(tmp_path, 4, 5)
+    damage(checkpoints.path(5))
+    with pytest.warns(UserWarning, match="trying the one before"):
+        step, restored = checkpoints.restore(wanted(items(4.0))) or pytest.fail("nothing there")
+    assert step == 4
+    jax.tree.map(np.testing.assert_array_equal, restored, items(4.0) | {"iterator": restored["iterator"]})
+    checkpoints.continue_from(step)
+    assert checkpoints.steps == [4]
+
+
+def test_if_none_can_be_read_all_reasons_are_given(tmp_path):
+    checkpoints = saved(tmp_path, 4, 5)
+    for step in (4, 5):
+        shutil.rmtree(checkpoints.path(step) / "vision")
+    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match=r"(?s)checkpoints/5 .*checkpoints/4 "):
+        checkpoints.restore(wanted(items(4.0)))
+
+
+def test_what_a_crash_left_half_written_is_not_a_checkpoint(tmp_path):
+    checkpoints = saved(tmp_path, 4)
+    (checkpoints.folder / "5.orbax-checkpoint-tmp").mkdir()
+    shutil.copytree(checkpoints.path(4), checkpoints.path(6))
+    (checkpoints.path(6) / "files.json").unlink()
+    assert checkpoints.steps == [4]
+    checkpoints.continue_from(4)
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["4"]
+
+
+def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_survives(tmp_path):
+    checkpoints = saved(tmp_path, 4, keep=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    tree = items(5.0) | {"text": {"words": jax.random.normal(jax.random.key(0), (100_000,))}}
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # writes fail from here on, as on a full disk
+        with pytest.raises(CheckpointError) as refused:
+            checkpoints.save(5, tree)
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert "could not be written" in str(refused.value) and "checkpoint 4 is whole" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["4"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step, _ = Checkpoints(tmp_path).restore(wanted(items(4.0))) or pytest.fail("nothing there")
+    assert step == 4
+    checkpoints.save(5, tree)  # once there is room again
+    checkpoints.wait()
+    assert checkpoints.steps == [5]
+
+
+def test_a_fingerprint_covers_names_types_shapes_and_values():
+    arrays = {"a": {"kernel": np.arange(6.0).reshape(2, 3)}, "b": np.zeros(2)}
+    others = [
+        {"a": {"kernel": np.arange(6.0).reshape(3, 2)}, "b": np.zeros(2)},
+        {"a": {"kernels": np.arange(6.0).reshape(2, 3)}, "b": np.zeros(2)},
+        {"a": {"kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3)}, "b": np.zeros(2)},
+        {"a": {"kernel": np.arange(6.0).reshape(2, 3)}, "b": np.array([0, 1e-300])},
+    ]
+    assert len({fingerprint(tree) for tree in (arrays, *others)}) == 5

@@ -1,0 +1,149 @@
+"""Tests of the benchmark: what it times is the train step, and its numbers are right where they can be
+known."""
+
+import json
+import os
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from mplug2 import benchmark, recipes, tasks
+from mplug2.benchmark import Times
+from mplug2.modules import decoder, universal, vision
+from mplug2.recipe import AdamW, Objective, Recipe
+from mplug2.roles import Execution
+from mplug2.tools import bench
+from mplug2.tools.main import main
+
+
+def tiny(**more) -> Recipe:
+    return Recipe(
+        name="tiny",
+        modules={"vision": vision.tiny(), "universal": universal.tiny(), "decoder": decoder.tiny()},
+        objectives={"caption": Objective(task=tasks.caption, data=None, batch=2)},
+        optimizer=AdamW(learning_rate=1e-2, warmup=1),
+        **more,
+    )
+
+
+def batches(recipe: Recipe) -> bench.Batches:
+    random = np.random.default_rng(0)
+    size = recipe.objectives["caption"].batch
+    clips = random.integers(0, 256, (size, 1, 32, 32, 3), np.uint8)
+    return {"caption": {"clips": clips, "caption": random.integers(1, 96, (size, 6), np.int32)}}
+
+
+@pytest.fixture(scope="module")
+def measured():
+    with pytest.MonkeyPatch.context() as quick:
+        quick.setattr(benchmark, "MATMUL_SIDES", (64,))
+        quick.setattr(benchmark, "SECONDS_A_SIDE", 0.0)
+        recipe = tiny()
+        return benchmark.measure_step(recipe, batches(recipe), steps=3)
+
+
+def test_what_is_timed_trains(measured):
+    assert measured.losses[1] < measured.losses[0]
+
+
+def test_every_asked_step_is_timed_and_the_first_is_not(measured):
+    assert len(measured.times.wall) == len(measured.times.cpu) == 3
+    assert 0 < measured.times.best <= measured.times.median
+
+
+def test_the_state_is_parameters_and_two_moments(measured):
+    assert measured.trained == measured.parameters
+    assert measured.state == pytest.approx(3 * 4 * measured.parameters, abs=200)
+
+
+def test_the_share_is_the_step_s_rate_over_the_peak(measured):
+    rate = measured.flops / measured.times.best
+    assert measured.share("float32") == pytest.approx(rate / measured.peaks["float32"].rate)
+    assert measured.resident > measured.state
+
+
+def test_a_word_more_costs_its_products_once_forward_and_twice_backward():
+    recipe, batch, width = tiny(), 2, 32
+    given = batches(recipe)["caption"]
+    caption = given["caption"]
+    more = {"caption": {**given, "caption": np.concatenate([caption, caption[:, :1]], axis=1)}}
+    # One word more: the products of its row with every kernel of the decoder but those of the memory, and the
+    # word table; forward once, backward twice. Attention itself adds its row and its column.
+    kernels = 6 * width**2 + 2 * width * 64 + width**2 + width * 128
+    before, after = caption.shape[1] - 1, caption.shape[1]
+    seen = 1 + 16
+    attention = 2 * width * (after**2 - before**2 + seen)
+    grown = benchmark.step_flops(recipe, more) - benchmark.step_flops(recipe, {"caption": given})
+    assert grown == batch * 3 * 2 * (kernels + attention)
+
+
+@pytest.mark.parametrize(
+    "execution", [Execution(remat="full"), Execution(scan=False), Execution(dtype="bfloat16")]
+)
+def test_flops_do_not_depend_on_how_the_network_is_run(execution):
+    recipe = tiny()
+    assert benchmark.step_flops(tiny(execution=execution), batches(recipe)) == benchmark.step_flops(
+        recipe, batches(recipe)
+    )
+
+
+def test_the_matmul_peak_is_the_best_of_its_sides():
+    peak = benchmark.matmul_peak("float32", (2, 256), 0.0)
+    assert peak.side == 256
+    assert peak.rate > 1e8
+
+
+def test_spread_is_the_middle_half():
+    times = Times(wall=(1.0, 2.0, 3.0, 4.0, 100.0), cpu=(2.0,) * 5)
+    assert (times.median, times.best, times.quartiles) == (3.0, 1.0, (2.0, 4.0))
+
+
+def test_the_default_work_is_the_official_one():
+    recipe, given = bench.official_work(), bench.official_batches()["caption"]
+    shapes = jax.eval_shape(lambda: benchmark.Network(recipe.modules, recipe.execution).init(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == pytest.approx(256.9e6, rel=1e-3)
+    assert given["clips"].shape == (1, 4, 224, 224, 3)
+    assert (given["caption"][:, 1:] != 0).sum() == 20
+    assert recipe.dropout and recipe.optimizer.clip == 0
+
+
+def test_the_command_says_what_it_measured(monkeypatch, capsys):
+    monkeypatch.setitem(os.environ, "GLIBC_TUNABLES", bench.HUGE_PAGES)
+    monkeypatch.setattr(benchmark, "MATMUL_SIDES", (64,))
+    monkeypatch.setattr(benchmark, "SECONDS_A_SIDE", 0.0)
+    words = ["bench", "step", "--recipe", "image_caption.tiny", "--steps", "2", "--no-dropout", "--unroll"]
+    assert main(words) == 0
+    table = capsys.readouterr().out
+    for told in ("median", "minimum", "middle half", "compile", "resident at most", "GFLOP/s", "2 steps"):
+        assert told in table
+    assert "layers unrolled" in table and "dropout off" in table
+    assert main([*words, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["recipe"] == recipes.find("image_caption.tiny").name
+    assert len(report["times"]["wall"]) == 2
+
+
+def test_huge_pages_are_set_once_before_python_starts(monkeypatch, capsys):
+    started = []
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(bench.platform, "libc_ver", lambda: ("glibc", "2.39"))
+    monkeypatch.setattr(os, "execve", lambda *words: started.append(words))
+    monkeypatch.setitem(os.environ, "GLIBC_TUNABLES", "glibc.malloc.arena_max=2")
+    bench.ensure_huge_pages(["step"])
+    (_, command, environment), said = started.pop(), capsys.readouterr().err
+    assert command[-2:] == ["bench", "step"]
+    assert environment["GLIBC_TUNABLES"] == f"glibc.malloc.arena_max=2:{bench.HUGE_PAGES}"
+    assert bench.HUGE_PAGES in said
+    monkeypatch.setitem(os.environ, "GLIBC_TUNABLES", environment["GLIBC_TUNABLES"])
+    bench.ensure_huge_pages(["step"])
+    assert not started
+
+
+@pytest.mark.parametrize("words", [[], ["stride"], ["step", "--steps", "0"], ["step", "--scan", "--unroll"]])
+def test_wrong_words_are_refused(words, capsys):
+    with pytest.raises(SystemExit) as refusal:
+        bench.main(words)
+    assert refusal.value.code == 2
+    assert "mplug2 bench" in capsys.readouterr().err

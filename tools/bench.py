@@ -1,0 +1,195 @@
+"""`mplug2 bench step [field=value ...]`: how fast this machine takes a train step, and what it could do at
+best.
+
+Without `--recipe` the work is the one that the official PyTorch code was timed on: video captioning at base
+size (one clip of 4 frames, 224 px, patches of 16, 20 words, dropout, AdamW without clipping, 256.9 M
+trained parameters)."""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from mplug2.benchmark import StepReport
+    from mplug2.recipe import Recipe
+
+Batches = Mapping[str, Mapping[str, np.ndarray]]
+
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+"""XLA on CPU takes a step's buffers from malloc and page-faults them anew at each step; glibc reads this as
+it starts."""
+
+WORDS = 20
+
+
+def main(argv: list[str] | None = None) -> int:
+    words = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="mplug2 bench", description="Measure this machine at the zoo's work."
+    )
+    subjects = parser.add_subparsers(metavar="SUBJECT", required=True)
+    step = subjects.add_parser(
+        "step", help="a train step: time, memory, share of the matmul peak", description=__doc__
+    )
+    step.add_argument("overrides", nargs="*", metavar="field=value", help="change the recipe, by dotted path")
+    step.add_argument(
+        "--recipe", metavar="NAME", help="a recipe instead, on its own data (mplug2 recipes lists them)"
+    )
+    step.add_argument("--dtype", choices=("float32", "bfloat16"), help="short for execution.dtype=...")
+    step.add_argument("--no-dropout", action="store_true", help="short for dropout=false")
+    layers = step.add_mutually_exclusive_group()
+    layers.add_argument("--scan", action="store_true", help="short for execution.scan=true")
+    layers.add_argument("--unroll", action="store_true", help="short for execution.scan=false")
+    step.add_argument("--remat", choices=("none", "dots", "full"), help="short for execution.remat=...")
+    step.add_argument("--steps", type=int, default=10, metavar="N", help="timed steps (default: 10)")
+    step.add_argument(
+        "--threads", type=int, metavar="N", help="run on N CPUs (default: all that the process may use)"
+    )
+    step.add_argument("--json", action="store_true", help="one JSON object instead of the table")
+    step.set_defaults(measure=measure_step)
+    asked = parser.parse_args(words)
+    if asked.steps < 1:
+        parser.error(f"--steps is {asked.steps}, expected at least 1")
+    if asked.threads is not None:
+        keep_to_threads(parser, asked.threads)
+    ensure_huge_pages(words)
+    return asked.measure(asked)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The process: both must be settled before JAX starts
+
+
+def keep_to_threads(parser: argparse.ArgumentParser, count: int) -> None:
+    """XLA starts as many threads as there are CPUs that its process may use."""
+    if not hasattr(os, "sched_setaffinity"):
+        parser.error("--threads needs Linux")
+    there = sorted(os.sched_getaffinity(0))
+    if not 1 <= count <= len(there):
+        parser.error(f"--threads is {count}, expected 1 to {len(there)}")
+    os.sched_setaffinity(0, there[:count])
+
+
+def ensure_huge_pages(words: list[str]) -> None:
+    """Starts this command over with HUGE_PAGES, once, where the C library is glibc and nobody has set it."""
+    set_before = os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc" or "glibc.malloc.hugetlb" in set_before:
+        return
+    tunables = ":".join(filter(None, (set_before, HUGE_PAGES)))
+    print(
+        f"mplug2 bench: starting over with GLIBC_TUNABLES={tunables} (huge pages)",
+        file=sys.stderr,
+        flush=True,
+    )
+    command = [sys.executable, "-m", "mplug2.tools.main", "bench", *words]
+    os.execve(sys.executable, command, {**os.environ, "GLIBC_TUNABLES": tunables})
+
+
+# ------------------------------------------------------------------------------------------------------------
+# bench step
+
+
+def measure_step(asked: argparse.Namespace) -> int:
+    from mplug2 import benchmark, overrides, recipes, train
+
+    recipe = recipes.find(asked.recipe) if asked.recipe else official_work()
+    recipe = overrides.apply(recipe, [*asked.overrides, *shorthands(asked)])
+    batches = next(train.data_stream(recipe)) if asked.recipe else official_batches()
+    batches = {
+        name: {field: array for field, array in batch.items() if field != "index"}
+        for name, batch in batches.items()
+    }
+    report = benchmark.measure_step(recipe, batches, steps=asked.steps)
+    if asked.json:
+        print(json.dumps({"recipe": recipe.name, **dataclasses.asdict(report)}))
+    else:
+        show(recipe, report)
+    return 0
+
+
+def shorthands(asked: argparse.Namespace) -> list[str]:
+    """The flags as the overrides that they stand for."""
+    return [
+        *([f"execution.dtype={asked.dtype}"] if asked.dtype else []),
+        *([f"execution.remat={asked.remat}"] if asked.remat else []),
+        *([f"execution.scan={str(asked.scan).lower()}"] if asked.scan or asked.unroll else []),
+        *(["dropout=false"] if asked.no_dropout else []),
+    ]
+
+
+def official_work() -> "Recipe":
+    """What the official code was timed on. Its vision tower has the temporal branches in it, so they are
+    here too."""
+    from mplug2 import AdamW, Execution, Objective, Recipe, tasks
+    from mplug2.data.pixels import Preprocessing
+    from mplug2.modules import decoder, temporal, universal, vision
+
+    return Recipe(
+        name="official base caption",
+        modules={
+            "vision": vision.base(),
+            "temporal": temporal.base(),
+            "universal": universal.base(),
+            "decoder": decoder.base(),
+        },
+        objectives={"caption": Objective(task=tasks.caption, data=None, batch=1)},
+        preprocessing=Preprocessing(height=224, width=224, frames=4),
+        optimizer=AdamW(learning_rate=2e-5, clip=0.0),
+        execution=Execution(scan=True, remat="dots"),
+    )
+
+
+def official_batches() -> Batches:
+    """One clip of noise and a caption of which WORDS words are learned; what they say costs no time."""
+    random = np.random.default_rng(0)
+    clips = random.integers(0, 256, (1, 4, 224, 224, 3), np.uint8)
+    return {"caption": {"clips": clips, "caption": random.integers(1, 30522, (1, WORDS + 1), np.int32)}}
+
+
+def show(recipe: "Recipe", report: "StepReport") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    times, execution = report.times, recipe.execution
+    low, high = times.quartiles
+    layers = "scanned" if execution.scan else "unrolled"
+    table = Table(title=f"bench step: {recipe.name}", show_header=False, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column()
+    rows = {
+        "parameters": f"{report.parameters / 1e6:.1f} M, {report.trained / 1e6:.1f} M trained",
+        "run as": f"{execution.dtype}, layers {layers}, remat {execution.remat}, "
+        f"dropout {'on' if recipe.dropout else 'off'}, batch {report.batch}",
+        "machine": f"{report.device_kind}, {report.threads} threads, "
+        f"GLIBC_TUNABLES={os.environ.get('GLIBC_TUNABLES', '(unset)')}",
+        "compile": f"{report.compile_wall:.1f} s ({report.compile_cpu:.1f} s of CPU time)",
+        "step": f"median {times.median:.3f} s, minimum {times.best:.3f} s, "
+        f"middle half {low:.3f} to {high:.3f} s ({len(times.wall)} steps)",
+        "step, CPU time": f"minimum {min(times.cpu):.3f} s in all threads; "
+        f"{times.busy:.0%} of {report.threads} CPUs was ours",
+        "examples": f"{report.batch / times.median:.3g} a second",
+        "memory": f"{report.resident / 1e9:.2f} GB resident at most (state {report.state / 1e9:.2f} GB, "
+        f"a step's temporaries {report.temporary / 1e9:.2f} GB)"
+        + (f", device at most {report.device / 1e9:.2f} GB" if report.device else ""),
+        "work": f"{report.flops / 1e9:.1f} GFLOP a step: {report.flops / times.best / 1e9:.1f} GFLOP/s",
+    }
+    for dtype, peak in report.peaks.items():
+        rows[f"matmul peak {dtype}"] = (
+            f"{peak.rate / 1e9:.0f} GFLOP/s (side {peak.side}); "
+            f"{peak.rate_cpu / 1e9:.0f} GFLOP a second of CPU time"
+        )
+    rows["share of the peak"] = (
+        f"{report.share(execution.dtype):.0%} by the clock, "
+        f"{report.share_cpu(execution.dtype):.0%} by CPU time"
+    )
+    rows["loss"] = f"{report.losses[0]:.3f}, then {report.losses[1]:.3f} after {len(times.wall)} steps more"
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)

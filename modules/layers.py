@@ -35,7 +35,8 @@ def ones(key: Array, shape: tuple[int, ...]) -> Array:
 
 def parameter(init: Initializer, shape: tuple[int, ...], axes: tuple[str | None, ...], rngs: nnx.Rngs) -> nnx.Param:
     """A float32 parameter with one logical axis name a dimension."""
-    return nnx.Param(init(rngs.params(), shape), axes=axes)
+    # Cast: a weakly typed array (`jnp.full` of a Python number) would turn strong in the first step and compile it again.
+    return nnx.Param(init(rngs.params(), shape).astype(jnp.float32), axes=axes)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -61,14 +62,15 @@ def _dense_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]
 
 def _dense_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    tokens = tuple(range(x.ndim - 1))
     to_x = lax.dot_general(
         gradient,
         kernel.astype(gradient.dtype),
         (((gradient.ndim - 1,), (1,)), ((), ())),
         preferred_element_type=jnp.float32,
     )
-    to_kernel = lax.dot_general(x, gradient, ((tokens, tokens), ((), ())), preferred_element_type=jnp.float32)
+    # As a product of two matrices: with several token axes XLA would transpose x first, a copy of every activation.
+    tokens, gradients = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    to_kernel = lax.dot_general(tokens, gradients, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
     return to_x.astype(x.dtype), to_kernel.astype(kernel.dtype)
 
 
@@ -330,6 +332,10 @@ def fold(apply: Callable[..., Any], carry: Any, *stacks: Stack | None, key: Arra
         body = jax.checkpoint(body, policy=policy, prevent_cse=not first.execution.scan)
     if first.execution.scan:
         return lax.scan(body, carry, (states, keys))[0]
-    for index in range(first.depth):
-        carry, _ = body(carry, jax.tree.map(lambda values: values[index], (states, keys)))
+    # Split, not indexed: the gradient of a split is one concatenation, that of an index a whole stack of zeros.
+    leaves, tree = jax.tree.flatten(states)
+    layers = zip(*(lax.split(values, (1,) * first.depth) for values in leaves), strict=True)
+    for index, layer in enumerate(layers):
+        state = tree.unflatten([values[0] for values in layer])
+        carry, _ = body(carry, (state, None if keys is None else keys[index]))
     return carry

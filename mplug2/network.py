@@ -53,8 +53,36 @@ class Network:
         return named
 
     def bind(self, params: Parameters) -> dict[str, Any]:
-        """Module objects around `params`; call it inside the function that is jitted."""
-        return {name: nnx.merge(graph, params[name]) for name, graph in self._graphs.items() if name in params}
+        """Module objects around `params`; call it inside the function that is jitted. Tasks that call a module with the
+        very same arrays share one computation, forward and backward."""
+        return {name: Once(nnx.merge(graph, params[name])) for name, graph in self._graphs.items() if name in params}
+
+
+class Once:
+    """A module that computes once for the same arguments (by identity), which is sound because modules are pure.
+
+    Several tasks on one batch thus see its clips once, without knowing of each other. It lives as long as a trace.
+    """
+
+    def __init__(self, module: Any):
+        self._module = module
+        self._known: dict[Any, tuple[Any, Any]] = {}
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return self._remember("__call__", self._module, arguments, named)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._module, name)
+        if not inspect.ismethod(value):
+            return value
+        return lambda *arguments, **named: self._remember(name, value, arguments, named)
+
+    def _remember(self, method: str, function: Callable, arguments: tuple, named: dict[str, Any]) -> Any:
+        key = (method, tuple(map(id, arguments)), tuple((name, id(value)) for name, value in sorted(named.items())))
+        if key not in self._known:
+            # The arguments are kept too: an identity means something only while its object lives.
+            self._known[key] = (arguments, named), function(*arguments, **named)
+        return self._known[key][1]
 
 
 def nested(flat: Mapping[tuple, Any]) -> dict[str, Any]:

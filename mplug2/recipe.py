@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mplug2.data.pixels import Preprocessing
+from mplug2.data.stream import Feed
 from mplug2.errors import RecipeError, nearest
 from mplug2.network import select
 from mplug2.roles import Config, Execution
@@ -19,7 +20,11 @@ Mode = Literal["init", "full", "frozen"]
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """One task on one source of examples. `lengths`: how many ids each text field is cut or padded to."""
+    """One task on one source of examples. `lengths`: how many ids each text field is cut or padded to.
+
+    Objectives of a recipe with equal `data` and `batch` get the same examples in a step, and what their tasks compute
+    alike (seeing the clips, most of all) is computed once.
+    """
 
     task: Callable[..., Any]
     data: Any
@@ -92,3 +97,19 @@ class Recipe:
 
     def mode(self, module: str) -> Mode:
         return self.modes.get(module, "init")
+
+    @property
+    def feeds(self) -> dict[str, Feed]:
+        """What a step reads, by the first objective that reads it: equal data and batch are one feed."""
+        feeds: dict[str, Feed] = {}
+        for name, objective in self.objectives.items():
+            first = self.feed_of(name)
+            lengths = {**feeds[first].lengths, **objective.lengths} if first in feeds else objective.lengths
+            feeds[first] = Feed(objective.data, objective.batch, lengths)
+        return feeds
+
+    def feed_of(self, name: str) -> str:
+        """The name of the feed that objective `name` reads."""
+        mine = self.objectives[name]
+        same = (first for first, it in self.objectives.items() if (it.data, it.batch) == (mine.data, mine.batch))
+        return next(same)

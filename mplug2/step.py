@@ -4,7 +4,7 @@ State is a dict: `step` (steps done), `params` and, if the recipe keeps a runnin
 of the trained modules), `moments` of the optimizer, `window` (sums of the metrics since the last line of the log) and
 `bad` (the first step whose numbers were not finite, with them). Frozen modules are an argument, never differentiated.
 
-Every objective's loss is computed in every step; what is minimised is their sum by weight. With accumulation, a batch is
+`batches` are by feed (`Recipe.feeds`). Every objective's loss is computed in every step; what is minimised is their sum by weight. With accumulation, a batch is
 cut into `accumulate` parts whose gradients are averaged (a contrastive loss then sees only its part as negatives).
 """
 
@@ -138,15 +138,19 @@ class Trainer:
     ) -> tuple[Array, dict[str, Array]]:
         """(sum by weight, {objective: loss}). Clips come as uint8 and are normalised here."""
         modules = self.network.bind({**frozen, **params})
+        ready = {feed: self._normalised(batch) for feed, batch in batches.items()}
         total, losses = jnp.zeros((), jnp.float32), {}
         for place, (name, objective) in enumerate(self.recipe.objectives.items()):
-            batch = dict(batches[name])
-            if "clips" in batch:
-                batch["clips"] = self.recipe.preprocessing.to_float(batch["clips"])
             own_key = None if key is None else jax.random.fold_in(key, place)
+            batch = ready[self.recipe.feed_of(name)]
             losses[name] = objective.task(batch, own_key, **select(objective.task, modules))
             total += objective.weight * losses[name]
         return total, losses
+
+    def _normalised(self, batch: Mapping[str, Array]) -> Mapping[str, Array]:
+        if "clips" not in batch:
+            return batch
+        return {**batch, "clips": self.recipe.preprocessing.to_float(batch["clips"])}
 
     def gradients(
         self, params: Parameters, frozen: Parameters, batches: Batches, key: Array | None

@@ -113,12 +113,12 @@ def contrast(
     temporal: Temporal | None = None,
     connector: Connector | None = None,
 ) -> Array:
-    """`clips`, `caption` -> symmetric InfoNCE over the batch; equal captions are positives of each other."""
+    """`clips`, `text` -> symmetric InfoNCE over the batch; equal texts are positives of each other."""
     see_key, read_key = split_key(key, 2)
     seen = see(batch["clips"], vision=vision, universal=universal, temporal=temporal, connector=connector, key=see_key)
-    tokens = read(batch["caption"], text=text, universal=universal, key=read_key)
+    tokens = read(batch["text"], text=text, universal=universal, key=read_key)
     similarity = contrastive.vision(seen) @ contrastive.text(tokens).T / contrastive.temperature()
-    return contrastive_loss(similarity, _same(batch["caption"]))
+    return contrastive_loss(similarity, _same(batch["text"]))
 
 
 def match(
@@ -134,12 +134,12 @@ def match(
     temporal: Temporal | None = None,
     connector: Connector | None = None,
 ) -> Array:
-    """`clips`, `caption` -> cross-entropy of "they belong together" over B true pairs and 2 B hard false ones.
+    """`clips`, `text` -> cross-entropy of "they belong together" over B true pairs and 2 B hard false ones.
 
-    The false partners are drawn by contrastive similarity, never with an equal caption; without a key, the most similar.
+    The false partners are drawn by contrastive similarity, never with an equal text; without a key, the most similar.
     """
     see_key, read_key, fusion_key, head_key, text_key, vision_key = split_key(key, 6)
-    ids = batch["caption"]
+    ids = batch["text"]
     seen = see(batch["clips"], vision=vision, universal=universal, temporal=temporal, connector=connector, key=see_key)
     tokens = read(ids, text=text, universal=universal, key=read_key)
     similarity = contrastive.vision(seen) @ contrastive.text(tokens).T / contrastive.temperature()

@@ -30,8 +30,13 @@ from mplug2.roles import Config, Execution
 VOCABULARY = 96
 """The number of ids of the zoo's own tokenizer, `handwriting.model`."""
 
-# Ids that hold the longest text of each field, `begin` and `end` included: no text is cut.
-LENGTHS = {"caption": 16, "masked": 16, "question": 16, "answer": 5, "text": 28, "target": 5}
+# Ids that hold the longest text of each kind, `begin` and `end` included: no text is cut.
+CAPTION = {"caption": 16}
+MASKED = {"masked": 16}
+DESCRIPTION = {"text": 18}
+QUESTION = {"question": 12, "answer": 4}
+STATEMENT = {"text": 24}
+TEXT_QUESTION = {"text": 24, "target": 4}
 
 
 @dataclass(frozen=True)
@@ -41,26 +46,26 @@ class Lesson:
 
     task: Callable[..., Any]
     view: str
-    fields: tuple[str, ...] = ()
+    lengths: Mapping[str, int] = field(default_factory=dict)
     video: bool = False
 
 
 # What can be learned. A name begins with what it is about; `text` lessons see no pixels.
 LESSONS = {
-    "text_classify": Lesson(tasks.classify_text, "entail", ("text",)),
-    "text_complete": Lesson(tasks.complete, "text_question", ("text", "target")),
-    "text_unmask": Lesson(tasks.unmask, "text", ("masked",)),
+    "text_classify": Lesson(tasks.classify_text, "entail", STATEMENT),
+    "text_complete": Lesson(tasks.complete, "text_question", TEXT_QUESTION),
+    "text_unmask": Lesson(tasks.unmask, "text", MASKED),
     "image_classify": Lesson(tasks.classify_vision, "digit"),
-    "image_caption": Lesson(tasks.caption, "caption", ("caption",)),
-    "image_answer": Lesson(tasks.answer, "question", ("question", "answer")),
-    "image_contrast": Lesson(tasks.contrast, "describe", ("caption",)),
-    "image_match": Lesson(tasks.match, "describe", ("caption",)),
-    "image_unmask": Lesson(tasks.unmask, "caption", ("masked",)),
+    "image_caption": Lesson(tasks.caption, "scene", CAPTION),
+    "image_answer": Lesson(tasks.answer, "scene", QUESTION),
+    "image_contrast": Lesson(tasks.contrast, "scene", DESCRIPTION),
+    "image_match": Lesson(tasks.match, "scene", DESCRIPTION),
+    "image_unmask": Lesson(tasks.unmask, "scene", MASKED),
     "video_classify": Lesson(tasks.classify_vision, "digit", video=True),
-    "video_caption": Lesson(tasks.caption, "caption", ("caption",), video=True),
-    "video_answer": Lesson(tasks.answer, "question", ("question", "answer"), video=True),
-    "video_contrast": Lesson(tasks.contrast, "describe", ("caption",), video=True),
-    "video_match": Lesson(tasks.match, "describe", ("caption",), video=True),
+    "video_caption": Lesson(tasks.caption, "scene", CAPTION, video=True),
+    "video_answer": Lesson(tasks.answer, "scene", QUESTION, video=True),
+    "video_contrast": Lesson(tasks.contrast, "scene", DESCRIPTION, video=True),
+    "video_match": Lesson(tasks.match, "scene", DESCRIPTION, video=True),
 }
 
 
@@ -80,22 +85,22 @@ PROMPTS = tuple(f"a {colour} {{}}{place}" for colour in COLOURS for place in PLA
 
 # What can be measured, by the name of what it tests.
 MEASURES = {
-    "text_classify": Measure(TextClassification, "entail", {"length": LENGTHS["text"]}),
-    "text_complete": Measure(Completion, "text_question", {"length": LENGTHS["text"]}),
+    "text_classify": Measure(TextClassification, "entail", {"length": STATEMENT["text"]}),
+    "text_complete": Measure(Completion, "text_question", {"length": STATEMENT["text"]}),
     "image_classify": Measure(Classification, "digit"),
     "image_zero_shot": Measure(
-        ZeroShot, "digit", {"classes": NUMBERS, "templates": PROMPTS, "length": LENGTHS["caption"]}
+        ZeroShot, "digit", {"classes": NUMBERS, "templates": PROMPTS, "length": CAPTION["caption"]}
     ),
     "image_caption": Measure(Captioning, "caption"),
-    "image_answer": Measure(Answering, "question", {"length": LENGTHS["question"]}),
-    "image_retrieval": Measure(Retrieval, "retrieval", {"length": LENGTHS["caption"]}),
+    "image_answer": Measure(Answering, "question", {"length": QUESTION["question"]}),
+    "image_retrieval": Measure(Retrieval, "retrieval", {"length": CAPTION["caption"]}),
     "video_classify": Measure(Classification, "digit", video=True),
     "video_caption": Measure(Captioning, "caption", video=True),
-    "video_answer": Measure(Answering, "question", {"length": LENGTHS["question"]}, video=True),
+    "video_answer": Measure(Answering, "question", {"length": QUESTION["question"]}, video=True),
     "video_answer_shuffled": Measure(
-        Answering, "question", {"length": LENGTHS["question"], "shuffled": True}, video=True
+        Answering, "question", {"length": QUESTION["question"], "shuffled": True}, video=True
     ),
-    "video_retrieval": Measure(Retrieval, "retrieval", {"length": LENGTHS["caption"]}, video=True),
+    "video_retrieval": Measure(Retrieval, "retrieval", {"length": CAPTION["caption"]}, video=True),
 }
 
 
@@ -118,7 +123,7 @@ class Size:
             task=lesson.task,
             data=self.handwriting(lesson.view, video=lesson.video),
             batch=max(1, round(self.batch * share)),
-            lengths={field: LENGTHS[field] for field in lesson.fields},
+            lengths=lesson.lengths,
             weight=weight,
         )
 

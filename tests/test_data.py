@@ -14,8 +14,9 @@ from mplug2.errors import DataError
 FIELDS = {
     "digit": {"caption", "label"},
     "caption": {"caption"},
-    "describe": {"caption"},
+    "describe": {"text"},
     "question": {"question", "answer", "type"},
+    "scene": {"caption", "text", "question", "answer", "type"},
     "retrieval": {"caption"},
     "text": {"text"},
     "entail": {"text", "label"},
@@ -57,7 +58,7 @@ def test_half_of_the_descriptions_are_of_one_digit_and_some_are_plain():
     source = Handwriting("describe").source("train")
     counts = [len(source.draw(index)[0].digits) for index in range(1000)]
     assert abs(counts.count(1) / 1000 - 0.5) < 0.06
-    plain = sum(len(source.texts(index)["caption"].split()) == 2 for index in range(1000))
+    plain = sum(len(source.texts(index)["text"].split()) == 2 for index in range(1000))
     assert plain > 50
 
 

@@ -5,8 +5,9 @@ the view is text only, and the view's fields:
 
     digit          one digit: `label` = its kind, `caption`
     caption        the canonical `caption`
-    describe       a partial description as `caption`; half of the scenes hold one digit
+    describe       a partial description as `text`; half of the scenes hold one digit
     question       `question`, `answer`, `type`
+    scene          everything at once: canonical `caption`, partial `text`, `question`, `answer`, `type`
     retrieval      canonical `caption`s, all distinct in validation and test
     text           `text` = a canonical caption, without the scene
     entail         `text` = "<caption> . <statement>", `label` 1 if it follows, else 0
@@ -26,7 +27,7 @@ from mplug2.data import grammar, scenes
 from mplug2.data.glyphs import check_split
 from mplug2.errors import DataError, nearest
 
-VIEWS = ("digit", "caption", "describe", "question", "retrieval", "text", "entail", "text_question")
+VIEWS = ("digit", "caption", "describe", "question", "scene", "retrieval", "text", "entail", "text_question")
 TEXT_VIEWS = ("text", "entail", "text_question")
 _NOT_IN_TEXT = ("size",)  # a canonical caption does not say sizes
 
@@ -103,12 +104,17 @@ def _caption(rng: Random, compose: grammar.Compose, frames: int) -> _Drawn:
 def _describe(rng: Random, compose: grammar.Compose, frames: int) -> _Drawn:
     alone = frames == 1 and rng.random() < 0.5
     scene = compose(count=1) if alone else compose(count=rng.randint(2, 3)) if frames == 1 else compose()
-    return scene, {"caption": grammar.describe(scene, rng)}
+    return scene, {"text": grammar.describe(scene, rng)}
 
 
 def _question(rng: Random, compose: grammar.Compose, frames: int) -> _Drawn:
     asked = grammar.ask(rng, compose, frames)
     return asked.scene, {"question": asked.question, "answer": asked.answer, "type": asked.type}
+
+
+def _scene(rng: Random, compose: grammar.Compose, frames: int) -> _Drawn:
+    scene, asked = _question(rng, compose, frames)
+    return scene, asked | {"caption": grammar.caption(scene), "text": grammar.describe(scene, rng)}
 
 
 def _text(rng: Random, compose: grammar.Compose, frames: int) -> _Drawn:
@@ -132,6 +138,7 @@ _DRAW = {
     "caption": _caption,
     "describe": _describe,
     "question": _question,
+    "scene": _scene,
     "retrieval": _caption,
     "text": _text,
     "entail": _entail,

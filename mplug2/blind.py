@@ -1,8 +1,9 @@
-"""Baselines that see no pixels, counted in training data: what the words alone are worth. No model is involved.
+"""Baselines that see no pixels, counted in training data: what the words alone are worth. No model is
+involved.
 
-Answers: the most frequent training answer to the very same question text, else to its type, else of all. Captions: the
-most frequent training caption for every picture; and, as chance, a training caption drawn at random. Classes: the most
-frequent training class.
+Answers: the most frequent training answer to the very same question text, else to its type, else of all.
+Captions: the most frequent training caption for every picture; and, as chance, a training caption drawn at
+random. Classes: the most frequent training class.
 """
 
 import random

@@ -1,7 +1,7 @@
 """Evaluation: a recipe's evaluations on held-out examples -> scores with intervals, and what was said.
 
-Every example is scored exactly once. Scores are called `image_answer` and, by type, `image_answer/count`; what
-`blind` and `chance` are is told in mplug2.evaluations. Choose nothing by the test split: that is what
+Every example is scored exactly once. Scores are called `image_answer` and, by type, `image_answer/count`;
+what `blind` and `chance` are is told in mplug2.evaluations. Choose nothing by the test split: that is what
 `validation` is for.
 """
 
@@ -60,8 +60,9 @@ def evaluate(
 ) -> Results:
     """Runs the recipe's evaluations, or those named in `only`, on the first `limit` examples of `split`.
 
-    `predictions`: a folder that gets one JSON-lines file per evaluation, one object per example. Progress is shown on
-    `console`. Raises RecipeError for an unknown name, a recipe that measures nothing, or a module that is missing.
+    `predictions`: a folder that gets one JSON-lines file per evaluation, one object per example. Progress is
+    shown on `console`. Raises RecipeError for an unknown name, a recipe that measures nothing, or a module
+    that is missing.
     """
     if not recipe.evaluations:
         raise RecipeError(f"recipe {recipe.name} has no evaluations")
@@ -69,7 +70,8 @@ def evaluate(
         if name not in recipe.evaluations:
             known = ", ".join(recipe.evaluations)
             raise RecipeError(
-                f'recipe {recipe.name} has no evaluation "{name}"; it has {known}{nearest(name, recipe.evaluations)}'
+                f'recipe {recipe.name} has no evaluation "{name}"; it has {known}'
+                + nearest(name, recipe.evaluations)
             )
     chosen = {name: recipe.evaluations[name] for name in only or recipe.evaluations}
     inference = Inference(

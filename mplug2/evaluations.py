@@ -37,7 +37,8 @@ from mplug2.scores import Score, corpus_score, mean_score
 
 
 class Measured(NamedTuple):
-    """Scores by the end of their name ("" or "/count"), and for each example what was said: JSON-able, `index` first."""
+    """Scores by the end of their name ("" or "/count"), and for each example what was said: JSON-able,
+    `index` first."""
 
     scores: dict[str, Score]
     predictions: list[dict[str, Any]]
@@ -52,7 +53,7 @@ class Evaluation(Protocol):
     def measure(self, inference: Inference) -> Measured: ...
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Classes
 
 
@@ -85,10 +86,12 @@ class TextClassification:
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShot:
-    """Accuracy of the class whose prompts lie nearest to the clip in the contrastive space; no class was trained as such.
+    """Accuracy of the class whose prompts lie nearest to the clip in the contrastive space; no class was
+    trained as such.
 
-    `classes`: what they are called, in the order of labels; `templates`: sentences with `{}` for the class. A class is the
-    mean of its prompts' unit vectors, made a unit vector again. `length`: ids a prompt is cut or padded to.
+    `classes`: what they are called, in the order of labels; `templates`: sentences with `{}` for the class. A
+    class is the mean of its prompts' unit vectors, made a unit vector again. `length`: ids a prompt is cut or
+    padded to.
     """
 
     data: Any
@@ -127,16 +130,17 @@ def _classes(
     return Measured({"": score}, _predictions(examples, map(named, truth), map(named, said), correct))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Retrieval
 
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieval:
-    """R@1, R@5 and R@10 of texts for clips and of clips for texts, `clips`, `caption`; the gallery is the whole split.
+    """R@1, R@5 and R@10 of texts for clips and of clips for texts, `clips`, `caption`; the gallery is the
+    whole split.
 
-    Equal captions are right for each other's clips; equal similarities rank by index. Scores are `/text_to_image@1` and so
-    on (`video` where clips have more than one frame).
+    Equal captions are right for each other's clips; equal similarities rank by index. Scores are
+    `/text_to_image@1` and so on (`video` where clips have more than one frame).
     """
 
     data: Any
@@ -170,14 +174,14 @@ def _chance_of_hit(right: int, gallery: int, k: int) -> float:
     return 1 - missed
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Generated text
 
 
 @dataclass(frozen=True, kw_only=True)
 class Captioning:
-    """Exact match, BLEU-4, ROUGE-L and CIDEr of generated captions, `clips`, `caption`: `/exact` `/bleu4` `/rouge_l`
-    `/cider`. Texts are compared in lower case, words parted by blanks."""
+    """Exact match, BLEU-4, ROUGE-L and CIDEr of generated captions, `clips`, `caption`: `/exact` `/bleu4`
+    `/rouge_l` `/cider`. Texts are compared in lower case, words parted by blanks."""
 
     data: Any
     search: Search = field(default_factory=Greedy)
@@ -187,7 +191,8 @@ class Captioning:
     def measure(self, inference: Inference) -> Measured:
         write = inference.writer(self.search)
         examples, ids = inference.over(self.data, {}, self.batch, captions, write)
-        said, truth = inference.texts(ids), [_plain(example["caption"]) for example in examples]
+        said = list(map(_plain, inference.texts(ids)))
+        truth = [_plain(example["caption"]) for example in examples]
         usual = [_plain(example["caption"]) for example in blind.training_examples(self.data)]
         constant = [blind.most_frequent(usual)] * len(truth)
         guessed = blind.random_captions(usual, len(truth))
@@ -216,10 +221,11 @@ class Captioning:
 
 @dataclass(frozen=True, kw_only=True)
 class Answering:
-    """Accuracy of generated answers, `clips`, `question`, `answer` [, `type`], over all and by type (`/count`).
+    """Accuracy of generated answers, `clips`, `question`, `answer` [, `type`], over all and by type
+    (`/count`).
 
-    `length`: ids a question is cut or padded to. `shuffled`: the frames of every clip come in another order, drawn once
-    for each example, so that what is left is what an unordered set of frames tells.
+    `length`: ids a question is cut or padded to. `shuffled`: the frames of every clip come in another order,
+    drawn once for each example, so that what is left is what an unordered set of frames tells.
     """
 
     data: Any
@@ -238,7 +244,8 @@ class Answering:
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """Accuracy of a text's continuation, `text`, `target` [, `type`]: questions on a description, without pixels.
+    """Accuracy of a text's continuation, `text`, `target` [, `type`]: questions on a description, without
+    pixels.
 
     `length`: ids the text is cut or padded to.
     """

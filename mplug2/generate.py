@@ -1,11 +1,14 @@
-"""Generation: a decoder and a memory `B N D` -> texts `B results 1+length` and their scores, one compiled loop.
+"""Generation: a decoder and a memory `B N D` -> texts `B results 1+length` and their scores, one compiled
+loop.
 
-`decode` owns the loop and the key-value cache; a search, one frozen dataclass a kind, owns what is kept: `Greedy`,
-`Beam`, `Sample`. `rank` scores given answers through the same cache. All of it works inside `jax.jit`; the rows of one
-input (beams, samples, answers) are queries over its one cross-attention memory, which is never repeated.
+`decode` owns the loop and the key-value cache; a search, one frozen dataclass a kind, owns what is kept:
+`Greedy`, `Beam`, `Sample`. `rank` scores given answers through the same cache. All of it works inside
+`jax.jit`; the rows of one input (beams, samples, answers) are queries over its one cross-attention memory,
+which is never repeated.
 
-A text is `begin words end pad pad`, as in a batch. Padding and `begin` are never generated. A row that is finished stays
-as it is. Length penalty `((5 + n) / 6) ** alpha` with n the generated ids, end included: Wu et al. 2016, as mPLUG-2 has it.
+A text is `begin words end pad pad`, as in a batch. Padding and `begin` are never generated. A row that is
+finished stays as it is. Length penalty `((5 + n) / 6) ** alpha` with n the generated ids, end included: Wu et
+al. 2016, as mPLUG-2 has it.
 """
 
 from dataclasses import dataclass
@@ -20,7 +23,8 @@ from mplug2.roles import PAD, Array, Decoder
 
 
 class Decoded(NamedTuple):
-    """What was found for each input, best first: `ids` int32 `B results 1+length`, `scores` float32 `B results`."""
+    """What was found for each input, best first: `ids` int32 `B results 1+length`, `scores` float32 `B
+    results`."""
 
     ids: Array
     scores: Array
@@ -52,8 +56,8 @@ class Search(Protocol):
     def advance(
         self, state: Any, logits: Array, position: Array, special: Special
     ) -> tuple[Any, Array | None]:
-        """Chooses the ids at `position + 1` by logits `B R V`: the new state, and which row `B R` each new row
-        continues (None: its own)."""
+        """Chooses the ids at `position + 1` by logits `B R V`: the new state, and which row `B R` each new
+        row continues (None: its own)."""
         ...
 
     def done(self, state: Any) -> Array:
@@ -73,7 +77,8 @@ def decode(
     end: int,
     key: Array | None = None,
 ) -> Decoded:
-    """Texts for each memory of `B N D` (its mask `B N`, True = a token stands there). `key` is what `Sample` draws by."""
+    """Texts for each memory of `B N D` (its mask `B N`, True = a token stands there). `key` is what `Sample`
+    draws by."""
     batch, rows, special = memory.shape[0], search.rows, Special(begin, end)
     cache = decoder.start(memory, mask, rows=rows, length=search.length)
     ids = jnp.full((batch, rows, 1 + search.length), PAD, jnp.int32).at[..., 0].set(begin)
@@ -99,8 +104,8 @@ def decode(
 
 
 def rank(decoder: Decoder, memory: Array, mask: Array | None, candidates: Array) -> Array:
-    """The log-probability of every answer of a list, end included: memory `B N D` and ids `C S` (one list for all) or
-    `B C S` (one each), `begin words end pad` -> float32 `B C`. The best answer has the highest."""
+    """The log-probability of every answer of a list, end included: memory `B N D` and ids `C S` (one list for
+    all) or `B C S` (one each), `begin words end pad` -> float32 `B C`. The best answer has the highest."""
     candidates = jnp.broadcast_to(candidates, (memory.shape[0], *candidates.shape[-2:]))
     _, rows, length = candidates.shape
     cache = decoder.start(memory, mask, rows=rows, length=length - 1)
@@ -116,12 +121,13 @@ def rank(decoder: Decoder, memory: Array, mask: Array | None, candidates: Array)
     return lax.scan(step, start, jnp.arange(length - 1))[0][1]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Searches
 
 
 class Rows(NamedTuple):
-    """Rows that never change places: `ids` `B R 1+length`, `scores` `B R` (summed log-probabilities), `finished` `B R`."""
+    """Rows that never change places: `ids` `B R 1+length`, `scores` `B R` (summed log-probabilities),
+    `finished` `B R`."""
 
     ids: Array
     scores: Array
@@ -129,7 +135,8 @@ class Rows(NamedTuple):
     key: Array | None
 
     def grown(self, chosen: Array, log_probabilities: Array, position: Array, special: Special) -> "Rows":
-        """With ids `chosen` `B R` at `position + 1`; finished rows get padding, and nothing is added to their scores."""
+        """With ids `chosen` `B R` at `position + 1`; finished rows get padding, and nothing is added to their
+        scores."""
         gained = jnp.take_along_axis(log_probabilities, chosen[..., None], -1)[..., 0]
         chosen = jnp.where(self.finished, PAD, chosen)
         return self._replace(
@@ -173,11 +180,11 @@ class Greedy:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Draws `rows` texts independently; results are sorted by the model's own penalised score, so that the first is the
-    best of them (best-of-n).
+    """Draws `rows` texts independently; results are sorted by the model's own penalised score, so that the
+    first is the best of them (best-of-n).
 
-    `temperature` divides the logits; then only the `top_k` likeliest ids are drawn (0: all), and of these the fewest that
-    hold `top_p` of the probability.
+    `temperature` divides the logits; then only the `top_k` likeliest ids are drawn (0: all), and of these the
+    fewest that hold `top_p` of the probability.
     """
 
     length: int = 20
@@ -221,8 +228,8 @@ class Sample:
 
 
 class Beams(NamedTuple):
-    """Live rows `ids` `B R 1+length` with `scores` `B R` (log-probabilities; -inf: no such row), and the finished texts
-    `found` `B R 1+length` with their penalised `found_scores` `B R`, best first."""
+    """Live rows `ids` `B R 1+length` with `scores` `B R` (log-probabilities; -inf: no such row), and the
+    finished texts `found` `B R 1+length` with their penalised `found_scores` `B R`, best first."""
 
     ids: Array
     scores: Array
@@ -232,11 +239,12 @@ class Beams(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Beam:
-    """Beam search. Of all continuations of the live rows, those among the `rows` likeliest that end are finished and set
-    aside; the likeliest that do not end live on, always `rows` of them. A text is finished once and never grows.
+    """Beam search. Of all continuations of the live rows, those among the `rows` likeliest that end are
+    finished and set aside; the likeliest that do not end live on, always `rows` of them. A text is finished
+    once and never grows.
 
-    An input is closed when `rows` texts are finished, or when no live row can still enter its `results` best; what else
-    is in the batch never changes its results. Should fewer texts exist, the rest score -inf.
+    An input is closed when `rows` texts are finished, or when no live row can still enter its `results` best;
+    what else is in the batch never changes its results. Should fewer texts exist, the rest score -inf.
     """
 
     length: int = 20
@@ -277,7 +285,8 @@ class Beam:
         return Beams(live, live_scores, found, found_scores), parents
 
     def _closed(self, state: Beams) -> Array:
-        """Inputs `B` whose results are final: log-probabilities only fall, and the longest text is penalised least."""
+        """Inputs `B` whose results are final: log-probabilities only fall, and the longest text is penalised
+        least."""
         within_reach = state.scores.max(1) / _penalty(jnp.asarray(self.length), self.penalty)
         full = jnp.isfinite(state.found_scores).all(1)
         return full | (state.found_scores[:, self.best - 1] >= within_reach)
@@ -289,7 +298,7 @@ class Beam:
         return Decoded(state.found[:, : self.best], state.found_scores[:, : self.best])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # What searches share
 
 
@@ -307,7 +316,8 @@ def _log_softmax(logits: Array) -> Array:
 
 
 def _allowed(scores: Array, position: Array, least: int, special: Special) -> Array:
-    """Scores `B R V` with -inf for what may not come next: padding, `begin`, and `end` before `least` words."""
+    """Scores `B R V` with -inf for what may not come next: padding, `begin`, and `end` before `least`
+    words."""
     id = jnp.arange(scores.shape[-1])
     too_short = (id == special.end) & (position < least)
     return jnp.where((id == PAD) | (id == special.begin) | too_short, -jnp.inf, scores)
@@ -316,7 +326,8 @@ def _allowed(scores: Array, position: Array, least: int, special: Special) -> Ar
 def _continuations(scores: Array, gains: Array, count: int) -> tuple[Array, Array, Array]:
     """The `count` best of scores `B R` + gains `B R V`: (scores, rows, ids), each `B count`, best first.
 
-    In two stages, the best of every row and then the best of those: a row has thousands of ids, and few are needed.
+    In two stages, the best of every row and then the best of those: a row has thousands of ids, and few are
+    needed.
     """
     best, ids = lax.top_k(gains, min(count, gains.shape[-1]))
     each = best.shape[-1]

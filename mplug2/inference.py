@@ -1,7 +1,8 @@
-"""Inference over a split: a function of a batch and the modules that it names -> its outputs, once an example.
+"""Inference over a split: a function of a batch and the modules that it names -> its outputs, once an
+example.
 
-The functions are the tasks of mplug2.tasks without their losses. Each is compiled once, for batches of a fixed
-size; the last batch of a split is filled up, and what was filled up is cut off again.
+The functions are the tasks of mplug2.tasks without their losses. Each is compiled once, for batches of a
+fixed size; the last batch of a split is filled up, and what was filled up is cut off again.
 """
 
 import operator
@@ -47,12 +48,13 @@ class Writer:
     seed: int = 0
 
     def __call__(self, decoder: Decoder, memory: Array, mask: Array | None, index: Array) -> Array:
-        """The best text for each memory: ids `B 1+length`. Examples `index` `B` decide what a sample draws."""
+        """The best text for each memory: ids `B 1+length`. Examples `index` `B` decide what a sample
+        draws."""
         key = jax.random.fold_in(jax.random.key(self.seed), index[0])
         return decode(decoder, memory, mask, self.search, begin=self.begin, end=self.end, key=key).ids[:, 0]
 
 
-# --------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Outputs: (what is fixed, batch, *, modules) -> arrays whose first axis is that of the batch
 
 
@@ -134,7 +136,7 @@ def completions(write: Writer, batch: Batch, *, text: Text, universal: Universal
     return write(decoder, memory, padding_mask(batch["text"]), batch["index"])
 
 
-# --------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------------------
 # Over a split
 
 
@@ -177,7 +179,8 @@ class Inference:
         *fixed: Any,
         prepare: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = dict,
     ) -> tuple[list[Example], Any]:
-        """Every example of the split, `frames` instead of `clips`, and its outputs. `prepare` changes batches before.
+        """Every example of the split, `frames` instead of `clips`, and its outputs. `prepare` changes batches
+        before.
 
         Raises DataError on an empty split, RecipeError on a module that is missing.
         """

@@ -1,7 +1,7 @@
 """Scores with intervals and baselines, and the results of an evaluation as a table and as JSON.
 
-Shares are in 0..1, CIDEr in 0..10. `low` and `high` bound 95%: bootstrap over examples (a mean's), delete-a-group
-jackknife (of what is not a mean, corpus BLEU).
+Shares are in 0..1, CIDEr in 0..10. `low` and `high` bound 95%: bootstrap over examples (a mean's),
+delete-a-group jackknife (of what is not a mean, corpus BLEU).
 """
 
 import json
@@ -20,8 +20,9 @@ from mplug2.run import commit
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """`blind`: what a text-only baseline measured on the training data reaches; `chance`: a guess, by construction (None
-    where no data set says it); `n`: scored examples, for retrieval also the size of the gallery."""
+    """`blind`: what a text-only baseline measured on the training data reaches; `chance`: a guess, by
+    construction (None where no data set says it); `n`: scored examples, for retrieval also the size of the
+    gallery."""
 
     metric: str
     value: float
@@ -51,7 +52,8 @@ def mean_score(
 def corpus_score(
     metric: str, measure: Callable[[Sequence[int]], float], count: int, *, blind: float, chance: float | None
 ) -> Score:
-    """The score of a corpus, of which `measure` gives that of the examples at some of the indices 0..count-1."""
+    """The score in 0..1 of a corpus, of which `measure` gives that of the examples at some of the indices
+    0..count-1."""
     everything, groups = range(count), min(10, count)
     value = measure(everything)
     left_out = (
@@ -59,15 +61,16 @@ def corpus_score(
         if groups > 1
         else []
     )
-    # The groups are disjoint, so leaving one out moves the score by about 1/groups of what a new sample would.
+    # The groups are disjoint: leaving one out moves the score by 1/groups of what a new sample would.
     deviation = math.sqrt((groups - 1) * float(np.var(left_out))) if left_out else 0.0
-    low, high = max(0.0, value - 1.96 * deviation), value + 1.96 * deviation
+    low, high = max(0.0, value - 1.96 * deviation), min(1.0, value + 1.96 * deviation)
     return Score(metric=metric, value=value, low=low, high=high, blind=blind, chance=chance, n=count)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
-    """Scores by name, `image_answer/count`; `facts`: split, decoding, machine and so on, to the top level of the JSON."""
+    """Scores by name, `image_answer/count`; `facts`: split, decoding, machine and so on, to the top level of
+    the JSON."""
 
     recipe: str
     tasks: Mapping[str, Score]

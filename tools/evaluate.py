@@ -1,4 +1,5 @@
-"""`mplug2 eval [RUN_OR_RECIPE_OR_CARD] [field=value ...]`: score a run, the shipped modules, or other cards."""
+"""`mplug2 eval [RUN_OR_RECIPE_OR_CARD] [field=value ...]`: score a run, the shipped modules, or other
+cards."""
 
 import argparse
 from dataclasses import replace
@@ -52,8 +53,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def opened(source: str, changes: list[str]) -> tuple[Recipe, Network, Parameters, Tokenizer]:
-    """What is evaluated: a run directory's newest weights, a recipe with the cards it names and the shelf's, or one
-    card (a directory of cards, a family of the shelf) measured by the pretrain recipe, as far as its modules go.
+    """What is evaluated: a run directory's newest weights, a recipe with the cards it names and the shelf's,
+    or one card (a directory of cards, a family of the shelf) measured by the pretrain recipe, as far as its
+    modules go.
 
     Raises Mplug2Error that names the nearest recipe or card.
     """
@@ -81,8 +83,8 @@ def _of_shelf(recipe: Recipe) -> tuple[Recipe, Network, Parameters, Tokenizer]:
     cards = {**{module: name for module, name in shelf.items() if module in recipe.modules}, **recipe.cards}
     if missing := sorted(set(recipe.modules) - set(cards)):
         raise CardError(
-            f"recipe {recipe.name}: no card of {', '.join(missing)} is on the shelf, which holds {hub.shelf()}; "
-            "train the recipe and evaluate its run directory"
+            f"recipe {recipe.name}: no card of {', '.join(missing)} is on the shelf, which holds "
+            f"{hub.shelf()}; train the recipe and evaluate its run directory"
         )
     recipe = replace(recipe, modes=dict.fromkeys(recipe.modules, "full"), cards=cards)
     params, _ = hub.loaded(recipe)
@@ -120,17 +122,17 @@ def _tokenizer(recipe: Recipe) -> Tokenizer:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mplug2 eval",
-        description="Score a run, a recipe on the shipped modules, or cards: 95% intervals, and blind baselines beside "
-        "every score. Never choose anything by the test split (a checkpoint, a length, a recipe): that is what "
-        "--split validation is for.",
+        description="Score a run, a recipe on the shipped modules, or cards, with 95% intervals, and blind "
+        "baselines beside every score. Never choose anything by the test split (a checkpoint, a length, a "
+        "recipe): that is what --split validation is for.",
         epilog="example: mplug2 eval runs/mine --only image_answer evaluations.image_answer.batch=50",
     )
     parser.add_argument(
         "words",
         nargs="*",
         metavar="RUN_OR_RECIPE_OR_CARD field=value",
-        help="what to score, then fields of its recipe by dotted path; a recipe takes its modules from the shelf "
-        f"(default: {DEFAULT})",
+        help="what to score, then fields of its recipe by dotted path; a recipe takes its modules from the "
+        f"shelf (default: {DEFAULT})",
     )
     parser.add_argument(
         "--only", action="append", default=[], metavar="NAME", help="this evaluation; may be repeated"

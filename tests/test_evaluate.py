@@ -1,0 +1,337 @@
+"""Evaluation: every example is scored once; baselines, chances and results are what they claim.
+
+The network is made of pieces that compute what is known beforehand: `Glimpse` reads the first pixel of every
+frame, so a score says which frames arrived in which order.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from rich.console import Console
+
+from mplug2 import blind
+from mplug2.data import grammar
+from mplug2.data.handwriting import Handwriting
+from mplug2.data.pixels import Preprocessing
+from mplug2.data.tokens import SentencePiece
+from mplug2.errors import RecipeError
+from mplug2.evaluate import (
+    Answering,
+    Captioning,
+    Classification,
+    Completion,
+    Retrieval,
+    ZeroShot,
+    evaluate,
+)
+from mplug2.evaluations import _shuffled
+from mplug2.inference import Inference
+from mplug2.network import Network
+from mplug2.recipe import Recipe
+from mplug2.scores import corpus_score, mean_score
+from mplug2.tools import evaluate as tool
+
+CLASSES = 5
+IDENTITY = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3)
+
+
+# --- pieces whose outputs are known
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A module's config that builds `kind()`."""
+
+    kind: type
+
+    def build(self, *, rngs: nnx.Rngs, execution: Any) -> nnx.Module:
+        return self.kind()
+
+
+class Glimpse(nnx.Module):
+    """Vision: one token, the first pixel of every frame."""
+
+    def __call__(self, clips, temporal=None, *, key=None):
+        return clips[:, :, 0, 0, 0][:, None]
+
+
+class Through(nnx.Module):
+    """Universal: what comes in goes out."""
+
+    def vision(self, tokens, *, key=None):
+        return tokens
+
+    def text(self, tokens, mask, *, key=None):
+        return tokens
+
+
+class Ids(nnx.Module):
+    """Text: one token, the first word's id less that of the begin token."""
+
+    def __call__(self, ids, *, key=None):
+        return ids[:, 1:2, None].astype(jnp.float32)
+
+
+class Exact(nnx.Module):
+    """Vision classifier: the class is the pixel of the first frame."""
+
+    def __call__(self, tokens, *, key=None):
+        return jax.nn.one_hot(tokens[:, 0, 0].astype(int), CLASSES)
+
+
+class OnCircle(nnx.Module):
+    """Contrastive: numbers below 200 as angles, so that equal numbers are nearest; unit vectors."""
+
+    def _turn(self, tokens):
+        angle = tokens[:, 0, 0] * (2 * jnp.pi / 200)
+        return jnp.stack([jnp.cos(angle), jnp.sin(angle)], -1)
+
+    vision = text = _turn
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A data set whose splits are all these examples."""
+
+    examples: tuple
+
+    def source(self, split: str):
+        return self.examples
+
+
+def clip(*pixels: int) -> np.ndarray:
+    return np.stack([np.full((2, 2, 3), pixel, np.uint8) for pixel in pixels])
+
+
+def recipe(**evaluations) -> Recipe:
+    modules = {
+        "vision": Piece(Glimpse),
+        "universal": Piece(Through),
+        "text": Piece(Ids),
+        "vision_classifier": Piece(Exact),
+        "contrastive": Piece(OnCircle),
+    }
+    return Recipe(
+        name="known", modules=modules, objectives={}, evaluations=evaluations, preprocessing=IDENTITY
+    )
+
+
+def measured(evaluations, **options):
+    one = recipe(**evaluations)
+    network = Network(one.modules)
+    quiet = Console(quiet=True)
+    return evaluate(network, network.init(0), one, SentencePiece(), console=quiet, **options)
+
+
+LABELS = (0, 3, 3, 1, 3, 4, 2)
+SEVEN = Memory(
+    tuple({"index": 10 + place, "clips": clip(label), "label": label} for place, label in enumerate(LABELS))
+)
+
+
+# --- every example once
+
+
+@pytest.mark.parametrize("batch", [2, 7, 100])
+def test_every_example_is_scored_once_whatever_the_batch(batch, tmp_path):
+    results = measured({"digit": Classification(data=SEVEN, batch=batch)}, predictions=tmp_path)
+    score = results.tasks["digit"]
+    assert (score.value, score.n, score.chance) == (1.0, 7, 1 / CLASSES)
+    assert score.blind == 3 / 7  # class 3, the most frequent
+    lines = [json.loads(line) for line in (tmp_path / "digit.jsonl").read_text().splitlines()]
+    assert [line["index"] for line in lines] == list(range(10, 17))
+    assert [line["prediction"] for line in lines] == [line["truth"] for line in lines] == list(LABELS)
+    assert lines[0] == {"index": 10, "truth": 0, "prediction": 0, "correct": True, "type": ""}
+
+
+def test_a_limit_takes_the_first_examples():
+    assert measured({"digit": Classification(data=SEVEN)}, limit=3).tasks["digit"].n == 3
+
+
+def test_results_have_their_form(tmp_path):
+    results = measured({"digit": Classification(data=SEVEN)}, split="validation")
+    results.save(tmp_path / "a" / "results.json")
+    saved = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert {"recipe", "commit", "tasks"} <= set(saved)
+    assert saved["recipe"] == "known" and saved["split"] == "validation"
+    assert set(saved["tasks"]["digit"]) == {"metric", "value", "low", "high", "blind", "chance", "n"}
+    text = Console(width=120, record=True, quiet=True)
+    text.print(results.table())
+    assert "digit" in str(results.tasks) and saved["tasks"]["digit"]["metric"] == "accuracy"
+
+
+def test_an_unknown_evaluation_is_refused_with_the_nearest_name():
+    with pytest.raises(RecipeError, match=r'no evaluation "digits".*did you mean "digit"'):
+        measured({"digit": Classification(data=SEVEN)}, only=["digits"])
+
+
+def test_a_missing_module_is_refused():
+    with pytest.raises(RecipeError, match=r"captions composes .* missing \['decoder'\]"):
+        measured({"caption": Captioning(data=SEVEN)})
+
+
+# --- zero-shot and retrieval
+
+
+def test_zero_shot_finds_the_class_whose_prompts_are_nearest():
+    names = ("red", "two", "left", "nine")  # some words
+    ids = [int(SentencePiece().encode(name, 4)[1]) for name in names]
+    examples = tuple({"index": i, "clips": clip(id), "label": i % 4} for i, id in enumerate(ids + ids[:2]))
+    zero_shot = ZeroShot(data=Memory(examples), classes=names, templates=("{} a", "{} b c"), length=8)
+    score = measured({"zero_shot": zero_shot}).tasks["zero_shot"]
+    assert (score.value, score.chance, score.n) == (1.0, 1 / 4, 6)
+
+
+def test_a_template_without_a_place_for_the_class_is_refused():
+    with pytest.raises(RecipeError, match="templates that hold {}"):
+        ZeroShot(data=SEVEN, classes=("one",), templates=("a digit",))
+
+
+def test_retrieval_counts_both_ways_and_states_its_gallery():
+    words = ("red", "two", "left", "nine")
+    ids = [int(SentencePiece().encode(word, 4)[1]) for word in words]
+    pixels = [ids[0], ids[1], ids[3], ids[2]]  # the last two are mistaken for each other
+    examples = tuple(
+        {"index": i, "clips": clip(pixel, pixel), "caption": word}
+        for i, (pixel, word) in enumerate(zip(pixels, words, strict=True))
+    )
+    tasks = measured({"find": Retrieval(data=Memory(examples), length=4, batch=3)}).tasks
+    assert set(tasks) == {f"find/{way}@{k}" for way in ("text_to_video", "video_to_text") for k in (1, 5, 10)}
+    first = tasks["find/text_to_video@1"]
+    assert (first.value, first.chance, first.blind, first.metric) == (0.5, 0.25, 0.25, "R@1 of 4")
+    assert tasks["find/video_to_text@5"].value == tasks["find/video_to_text@5"].chance == 1.0
+
+
+# --- answers and captions, with what the model says given
+
+
+@dataclass
+class Saying:
+    """Stands for mplug2.inference: these texts were generated for these examples."""
+
+    examples: Any
+    said: Any
+
+    def writer(self, search):
+        return None
+
+    def over(self, data, lengths, batch, outputs, *fixed, prepare=dict):
+        return list(self.examples), self.said
+
+    def texts(self, ids):
+        return list(ids)
+
+
+def test_answers_are_scored_by_type_beside_what_the_words_alone_are_worth():
+    asked = [("count", "how many", "two"), ("count", "how many", "three"), ("size", "how large", "small")]
+    examples = tuple(
+        {"index": i, "type": type, "question": question, "answer": answer}
+        for i, (type, question, answer) in enumerate([*asked, ("count", "how many", "two")])
+    )
+    said = Saying(examples, ["two", "Two", "small ", "one"])
+    scores, lines = Answering(data=Memory(examples), length=8).measure(said)  # pyright: ignore
+    assert {name: (score.value, score.blind, score.n) for name, score in scores.items()} == {
+        "": (0.5, 0.75, 4),  # "two" is the usual answer to "how many", "small" to "how large"
+        "/count": (1 / 3, 2 / 3, 3),
+        "/size": (1.0, 1.0, 1),
+    }
+    assert scores[""].chance is None  # nobody knows this grammar
+    assert lines[0]["question"] == "how many" and lines[2]["correct"]
+
+
+def test_a_blind_reader_of_a_completion_does_not_see_the_description():
+    examples = tuple(
+        {"index": i, "type": "kind", "text": f"a {word} . which digit", "target": word}
+        for i, word in enumerate(("two", "two", "nine"))
+    )
+    scores, lines = Completion(data=Memory(examples), length=8).measure(Saying(examples, ["two"] * 3))  # pyright: ignore
+    assert scores[""].blind == 2 / 3 and lines[0]["question"] == "which digit"
+
+
+def test_captions_are_scored_by_four_metrics():
+    texts = ["a red two at the top left", "a blue nine at the top right", "a red two at the top left"]
+    examples = tuple({"index": i, "caption": text} for i, text in enumerate(texts))
+    said = Saying(examples, [texts[0].upper(), "a blue nine at the bottom right", texts[2]])
+    scores, lines = Captioning(data=Memory(examples)).measure(said)  # pyright: ignore
+    assert list(scores) == ["/exact", "/bleu4", "/rouge_l", "/cider"]
+    assert (scores["/exact"].value, scores["/exact"].blind) == (2 / 3, 2 / 3)
+    assert [line["correct"] for line in lines] == [True, False, True]
+    for name in ("/bleu4", "/rouge_l", "/cider"):
+        score = scores[name]
+        assert score.low <= score.value <= score.high and 0 < score.blind < score.value
+
+
+def test_chance_of_handwriting_is_that_of_its_grammar():
+    data = Handwriting("question", frames=4)
+    assert blind.answer_chance(data, "motion") == grammar.chance("motion", 4) == 0.5
+    assert blind.answer_chance(SEVEN, "motion") is None
+
+
+# --- shuffled frames
+
+
+def test_shuffling_keeps_the_frames_and_forgets_their_order():
+    clips = np.stack([clip(0, 1, 2, 3)] * 4000)
+    index = np.arange(4000)
+    shuffled = _shuffled({"clips": clips, "index": index})["clips"][..., 0, 0, 0]
+    assert (np.sort(shuffled, 1) == np.arange(4)).all()
+    counts = np.array([(shuffled[:, place] == frame).mean() for place in range(4) for frame in range(4)])
+    np.testing.assert_allclose(counts, 0.25, atol=0.03)
+    again = _shuffled({"clips": clips[5:6], "index": index[5:6]})["clips"][..., 0, 0, 0]
+    np.testing.assert_array_equal(again[0], shuffled[5])  # an example's order is its own, not its batch's
+
+
+# --- intervals
+
+
+def test_an_interval_of_a_mean_holds_it_and_narrows_with_more_examples():
+    few, many = (mean_score("x", [0.0, 1.0] * count, blind=0, chance=0) for count in (10, 1000))
+    assert few.low < few.value == 0.5 < few.high
+    assert many.high - many.low < (few.high - few.low) / 5
+
+
+def test_a_jackknife_of_a_mean_is_as_wide_as_its_bootstrap():
+    values = np.random.default_rng(0).uniform(0, 1, 500)
+    wanted = mean_score("x", values, blind=0, chance=0)
+    found = corpus_score("x", lambda indices: float(values[list(indices)].mean()), 500, blind=0, chance=0)
+    assert found.value == pytest.approx(wanted.value)
+    assert found.high - found.low == pytest.approx(wanted.high - wanted.low, rel=0.6)
+
+
+# --- the command
+
+
+def test_the_command_refuses_what_it_cannot_find():
+    with pytest.raises(RecipeError, match='"pretrian" is no run directory.*did you mean "pretrain"'):
+        tool.main(["pretrian"])
+    with pytest.raises(RecipeError, match="expected one run, recipe or card"):
+        tool.main(["pretrain", "image_qa"])
+    with pytest.raises(RecipeError, match="--limit is 0"):
+        tool.main(["pretrain", "--limit", "0"])
+
+
+def test_the_command_writes_results_and_predictions(tmp_path, monkeypatch, capsys):
+    one = recipe(digit=Classification(data=SEVEN))
+    network = Network(one.modules)
+    found = (one, network, network.init(0), SentencePiece())
+    monkeypatch.setattr(tool, "opened", lambda source, changes: found)
+    out = tmp_path / "results.json"
+    assert tool.main(["--out", str(out), "--predictions", str(tmp_path), "--limit", "5"]) == 0
+    assert json.loads(out.read_text())["tasks"]["digit"]["n"] == 5
+    assert (tmp_path / "digit.jsonl").is_file() and "digit" in capsys.readouterr().out
+
+
+def test_functions_are_compiled_once_for_all_evaluations():
+    one = recipe()
+    network = Network(one.modules)
+    inference = Inference(network=network, params=network.init(0), recipe=one, tokenizer=SentencePiece())
+    other = replace(inference, limit=3)
+    for which in (inference, other):
+        Classification(data=SEVEN).measure(which)
+    assert len(inference.compiled) == 1

@@ -107,12 +107,13 @@ def drop_path(branch: Array, rate: float, key: Array | None) -> Array:
 
 
 class Linear(nnx.Module):
-    """`... inputs -> ... outputs`."""
+    """`... inputs -> ... outputs`. Begins with outputs as large as its inputs (BERT's 0.02 does so at no width but its own,
+    and leaves the narrow modules of the shelf hardly any signal)."""
 
     def __init__(
         self, inputs: int, outputs: int, *, axes: tuple[str, str], rngs: nnx.Rngs, init: Initializer | None = None
     ):
-        self.kernel = parameter(init or normal(), (inputs, outputs), axes, rngs)
+        self.kernel = parameter(init or normal(inputs**-0.5), (inputs, outputs), axes, rngs)
         self.bias = parameter(zeros, (outputs,), axes[1:], rngs)
 
     def __call__(self, x: Array) -> Array:

@@ -45,7 +45,7 @@ class Patches:
 
 @dataclass(frozen=True, kw_only=True)
 class Convolutions:
-    """A stem for small, sharp pictures: two 3x3 convolutions of stride 2 before the projection of a patch."""
+    """A stem for small, sharp pictures: two 3x3 convolutions of stride 2, then overlapping patches are projected."""
 
     patch: int
     channels: tuple[int, int] = (32, 64)
@@ -116,33 +116,32 @@ class PatchStem(nnx.Module):
 
 
 class ConvolutionStem(nnx.Module):
-    """`B T H W C -> B T h w D`, each frame by itself."""
+    """`B T H W C -> B T h w D`, each frame by itself; a patch is projected from a window of twice its height and width,
+    since what is as small as a patch rarely lies in just one."""
 
     def __init__(self, config: Convolutions, width: int, *, rngs: nnx.Rngs):
         first, second = config.channels
+        side = config.patch // 2
         self.first = parameter(normal((9 * 3 / 2) ** -0.5), (3, 3, 3, first), (None, None, None, "mlp"), rngs)
         self.first_bias = parameter(zeros, (first,), ("mlp",), rngs)
         self.second = parameter(normal((9 * first / 2) ** -0.5), (3, 3, first, second), (None, None, "mlp", None), rngs)
         self.second_bias = parameter(zeros, (second,), (None,), rngs)
-        inner = (config.patch // 4) ** 2 * second
-        self.kernel = parameter(normal(inner**-0.5), (inner, width), (None, "embed"), rngs)
+        shape = (side, side, second, width)
+        self.kernel = parameter(normal((side * side * second) ** -0.5), shape, (None, None, None, "embed"), rngs)
         self.config = config
 
     def __call__(self, clips: Array) -> Array:
         frames = rearrange(clips, "b t h w c -> (b t) h w c")
-        for kernel, bias in ((self.first, self.first_bias), (self.second, self.second_bias)):
-            frames = lax.conv_general_dilated(
-                frames,
-                kernel[...].astype(frames.dtype),
-                window_strides=(2, 2),
-                padding="SAME",
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
-            frames = quick_gelu(frames + bias[...].astype(frames.dtype))
-        p = self.config.patch // 4
-        return dense(
-            rearrange(frames, "(b t) (h p) (w q) c -> b t h w (p q c)", t=clips.shape[1], p=p, q=p), self.kernel[...]
-        )
+        frames = quick_gelu(_convolve(frames, self.first[...], 2) + self.first_bias[...].astype(clips.dtype))
+        frames = quick_gelu(_convolve(frames, self.second[...], 2) + self.second_bias[...].astype(clips.dtype))
+        patches = _convolve(frames, self.kernel[...], self.config.patch // 4)
+        return rearrange(patches, "(b t) h w d -> b t h w d", t=clips.shape[1])
+
+
+def _convolve(frames: Array, kernel: Array, stride: int) -> Array:
+    return lax.conv_general_dilated(
+        frames, kernel.astype(frames.dtype), (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 class Block(nnx.Module):

@@ -27,15 +27,15 @@ MODULES = (
 MIXTURE = {
     "image_caption": (1.0, 1.0),
     "image_answer": (1.0, 0.5),
-    "image_contrast": (1.0, 0.3),
-    "image_match": (1.0, 0.2),
-    "image_unmask": (1.0, 0.2),
+    "image_contrast": (1.0, 0.2),
     "image_classify": (0.5, 0.3),
-    "video_caption": (0.5, 0.5),
-    "video_answer": (0.5, 0.5),
-    "video_contrast": (0.5, 0.2),
-    "text_classify": (0.25, 0.2),
-    "text_complete": (0.25, 0.2),
+    "image_match": (0.25, 0.1),
+    "image_unmask": (0.25, 0.1),
+    "video_caption": (0.25, 0.4),
+    "video_answer": (0.25, 0.4),
+    "video_contrast": (0.25, 0.1),
+    "text_classify": (0.25, 0.1),
+    "text_complete": (0.25, 0.1),
 }
 
 
@@ -71,12 +71,12 @@ def tiny() -> Recipe:
 
 
 def small() -> Recipe:
-    return replace(recipe(SMALL), steps=10_000)
+    return replace(recipe(SMALL), steps=4000)
 
 
 def quick() -> Recipe:
     """A few minutes from scratch on two cores: what `make quickstart` trains."""
-    return replace(recipe(SMALL, QUICK), name="pretrain.quick", steps=1000, dropout=False)
+    return replace(recipe(SMALL, QUICK), name="pretrain.quick", steps=1000)
 
 
 def base() -> Recipe:

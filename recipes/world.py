@@ -32,7 +32,7 @@ VOCABULARY = 96
 
 # Ids that hold the longest text of each kind, `begin` and `end` included: no text is cut.
 CAPTION = {"caption": 16}
-MASKED = {"masked": 16}
+MASKED = {"masked": 18}
 DESCRIPTION = {"text": 18}
 QUESTION = {"question": 12, "answer": 4}
 STATEMENT = {"text": 24}
@@ -59,8 +59,8 @@ LESSONS = {
     "image_caption": Lesson(tasks.caption, "scene", CAPTION),
     "image_answer": Lesson(tasks.answer, "scene", QUESTION),
     "image_contrast": Lesson(tasks.contrast, "scene", DESCRIPTION),
-    "image_match": Lesson(tasks.match, "scene", DESCRIPTION),
-    "image_unmask": Lesson(tasks.unmask, "scene", MASKED),
+    "image_match": Lesson(tasks.match, "describe", DESCRIPTION),
+    "image_unmask": Lesson(tasks.unmask, "describe", MASKED),
     "video_classify": Lesson(tasks.classify_vision, "digit", video=True),
     "video_caption": Lesson(tasks.caption, "scene", CAPTION, video=True),
     "video_answer": Lesson(tasks.answer, "scene", QUESTION, video=True),
@@ -196,7 +196,12 @@ SMALL = Size(
     canvas=32,
     frames=4,
     batch=64,
-    settings={"steps": 2000, "optimizer": AdamW(learning_rate=1e-3, warmup=100)},
+    settings={
+        "steps": 2000,
+        "optimizer": AdamW(learning_rate=1e-3, warmup=200, beta2=0.98),
+        "dropout": False,  # every training scene is new
+        "execution": Execution(scan=False),
+    },
 )
 
 # The published fine-tuning of mPLUG-2 for videos: 10 epochs, 2e-5 for language and 2e-6 for vision, 16

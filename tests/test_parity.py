@@ -1,0 +1,122 @@
+"""The modules compute what the official code computed: two recorded cases, and any folder that MPLUG2_ORACLE
+names.
+
+golden/oracle/ holds, of the official code's recordings (random weights), question answering with a connected
+fusion layer (`qa_stride2`, with a part of its gradients) and captions with temporal down-sampling and one
+universal layer (`caption_tdown`).
+"""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from safetensors.numpy import load_file
+
+from mplug2.convert import families, parity
+from mplug2.convert.keys import to_ours
+from mplug2.convert.layout import inflate
+from mplug2.convert.optimizer import official_adamw
+from mplug2.errors import CheckpointError
+from mplug2.modules.vision import resize_positions
+from mplug2.tools import main as dispatcher
+
+GOLDEN = Path(__file__).parent / "golden" / "oracle"
+
+
+@pytest.fixture(scope="module")
+def result():
+    return parity.compare(GOLDEN, 1e-4, resize_positions)
+
+
+def test_every_recorded_stage_is_compared_and_holds(result):
+    stages = {
+        case: {check.stage for check in result.checks if check.case == case}
+        for case in ("qa_stride2", "caption_tdown")
+    }
+    for case, compared in stages.items():
+        recorded = {key[4:] for key in load_file(GOLDEN / f"{case}.io.safetensors") if key.startswith("out.")}
+        assert recorded <= compared
+    assert not result.misses
+
+
+def test_every_recorded_gradient_is_compared_and_holds(result):
+    compared = [check for check in result.checks if check.stage.startswith("gradient")]
+    modules = {check.stage.split()[1] for check in compared}
+    assert modules == {"vision", "temporal", "text", "universal", "fusion", "decoder", "officially"}
+    assert not {"inf", "nan"} & {str(check.error) for check in compared}
+
+
+def test_one_wrong_weight_is_a_miss():
+    said = json.loads((GOLDEN / "caption_tdown.json").read_text())
+    case = parity.read_case(GOLDEN, "caption_tdown", said)
+    kernels = case.params["temporal"]["branches"]["layers"]["before_mlp"]
+    kernels["kernel"] = kernels["kernel"].at[1, 0, 3].add(0.05)
+    made = parity.stages_of(case)
+    error = {stage: np.abs(made[stage] - case.given[f"out.{stage}"]).max() for stage in made}
+    assert error["vision.block0"] < 1e-4 and error["vision.block1.lmhra1"] < 1e-4
+    assert error["vision.block1.lmhra2"] > 1e-3 and error["text_decoder.logits"] > 1e-4
+
+
+def test_a_folder_without_cases_is_refused(tmp_path, capsys):
+    assert dispatcher.main(["parity", str(tmp_path)]) == 2
+    assert "holds no case" in capsys.readouterr().err
+
+
+def test_a_broken_case_is_refused_by_name(tmp_path):
+    (tmp_path / "x.json").write_text('{"kind": "caption"}')
+    (tmp_path / "x.params.safetensors").write_bytes(b"no")
+    with pytest.raises(CheckpointError, match=r"x\.params\.safetensors: cannot be read"):
+        parity.compare(tmp_path, 1e-4, resize_positions)
+
+
+def test_patches_of_pictures_become_patches_of_clips_that_see_the_middle_frame():
+    kernel = np.random.default_rng(0).normal(size=(5, 3, 4, 4)).astype(np.float32)
+    solid = inflate(kernel, 3)
+    assert solid.shape == (5, 3, 3, 4, 4)
+    assert np.array_equal(solid[:, :, 1], kernel) and not solid[:, :, [0, 2]].any()
+
+
+@pytest.fixture(scope="module")
+def official():
+    params = load_file(GOLDEN / "qa_stride2.params.safetensors")
+    shapes = {key: tensor.shape for key, tensor in params.items()}
+    return families.mplug2(shapes, families.read_settings(GOLDEN / "qa_stride2.json")), params
+
+
+def test_the_official_optimizer_decays_and_paces_by_official_names(official):
+    model, params = official
+    ours = jax.tree.map(jnp.asarray, to_ours(model.keys, params))
+    optimizer = official_adamw(model.keys, rate=0.1, vision_rate=0.01, weight_decay=0.5)
+
+    @jax.jit
+    def shrink(params):
+        nothing = jax.tree.map(jnp.zeros_like, params)
+        shrunk = optax.apply_updates(params, optimizer.update(nothing, optimizer.init(params), params)[0])
+        return jax.tree.map(lambda after, before: after.sum() / before.sum(), shrunk, params)
+
+    ratio = shrink(ours)
+    assert ratio["vision"]["input_norm"]["scale"] == pytest.approx(1 - 0.01 * 0.5)  # CLIP's norms are decayed
+    assert ratio["vision"]["input_norm"]["bias"] == pytest.approx(1)
+    assert ratio["temporal"]["branches"]["layers"]["before_mlp"]["up"]["kernel"] == pytest.approx(
+        0.995, rel=1e-4
+    )
+    assert ratio["universal"]["vision_norm"]["scale"] == pytest.approx(1 - 0.1 * 0.5)  # not called LayerNorm
+    assert ratio["universal"]["latents"] == pytest.approx(0.95, rel=1e-3)
+    assert ratio["decoder"]["embedding"]["norm"]["scale"] == pytest.approx(1)
+    assert ratio["decoder"]["predictor"]["bias"] == pytest.approx(1)
+    assert ratio["text"]["layers"]["layers"]["mlp"]["up"]["kernel"] == pytest.approx(0.95, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_folder_of_recordings_holds_in_full(capsys):
+    folder = os.environ.get("MPLUG2_ORACLE")
+    if not folder:
+        pytest.skip("MPLUG2_ORACLE names no folder of recordings")
+    status = dispatcher.main(["parity", folder, "--each"])
+    print(capsys.readouterr().out)
+    assert status == 0

@@ -6,7 +6,6 @@ widths or vocabularies, and the route that led there.
 """
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -115,7 +114,7 @@ class _Watched:
 
     def __getattr__(self, attribute: str) -> Any:
         value, where = getattr(self._module, attribute), f"{self._name}.{attribute}"
-        if inspect.ismethod(value):
+        if callable(value):
             return functools.partial(self._follow, where, value)
         if isinstance(value, jax.Array):
             self._calls.append(Call(where, (), [], [value]))

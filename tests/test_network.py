@@ -1,0 +1,172 @@
+"""The network owns each module once; what it computes does not depend on how it is run or on who else is
+selected."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fresh import compiled, fresh
+
+from mplug2 import recipes, tasks
+from mplug2.errors import RecipeError
+from mplug2.modules import decoder, temporal, text, universal, vision
+from mplug2.network import Network, flat, nested, parts_of, select
+from mplug2.roles import Execution, padding_mask
+from mplug2.routes import read
+
+SEED = 3
+CONFIGS = {
+    "vision": vision.tiny(),
+    "temporal": temporal.tiny(),
+    "universal": universal.tiny(),
+    "text": text.tiny(),
+}
+IDS = jnp.array([[2, 9, 7, 3, 0], [2, 8, 3, 0, 0]])
+
+
+def leaves(tree: Any) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in flat(tree).items()}
+
+
+def assert_same(one: Any, other: Any, **tolerance: float) -> None:
+    assert leaves(one).keys() == leaves(other).keys()
+    for name, value in leaves(one).items():
+        np.testing.assert_allclose(value, leaves(other)[name], err_msg=name, **tolerance)
+
+
+def test_state_is_one_subtree_a_module_with_shapes_and_axes_alike():
+    network = Network(CONFIGS)
+    params = fresh(network.configs, SEED)
+    assert set(params) == set(network.shapes) == set(network.axes) == set(CONFIGS)
+    for name, value in leaves(params).items():
+        shape, axes = flat(network.shapes)[name], flat(network.axes)[name]
+        assert (value.shape, value.dtype) == (shape.shape, np.float32)
+        assert len(axes) == value.ndim, name
+
+
+def test_adding_a_module_does_not_change_how_the_others_begin():
+    alone = compiled(Network({"text": text.tiny()}).init)(SEED)
+    among = compiled(Network({"decoder": decoder.tiny(), **CONFIGS}).init)(SEED)
+    assert_same(alone["text"], among["text"], rtol=0)
+    renamed = compiled(Network({"other": text.tiny()}).init)(SEED)
+    assert not np.array_equal(
+        leaves(renamed["other"])["embedding.words"], leaves(alone["text"])["embedding.words"]
+    )
+
+
+def test_the_gradient_of_universal_is_the_sum_over_the_routes_that_call_it():
+    recipe = recipes.find("image_retrieval.tiny")
+    network = Network(recipe.modules)
+    params = fresh(network.configs, SEED)
+    rng = np.random.default_rng(0)
+    clips, ids = jnp.array(rng.normal(size=(2, 1, 32, 32, 3)), jnp.float32), IDS
+
+    def loss(through_vision: Any, through_text: Any) -> jax.Array:
+        """Both routes, each with parameters of universal of its own."""
+        seeing, reading = (
+            network.bind(params | {"universal": through_vision}),
+            network.bind(params | {"universal": through_text}),
+        )
+        seen = seeing["universal"].vision(seeing["vision"](clips))
+        said = reading["universal"].text(reading["text"](ids), padding_mask(ids))
+        return jnp.square(seen).mean() * 3 + jnp.sin(said).mean() + (seen[:, 0] * said[:, 0]).mean()
+
+    shared = compiled(jax.grad(lambda both: loss(both, both)))(params["universal"])
+    apart = compiled(jax.grad(loss, argnums=(0, 1)))(params["universal"], params["universal"])
+    assert_same(shared, jax.tree.map(jnp.add, *apart), rtol=1e-5, atol=1e-7)
+    kernel = "layers.layers.mlp.up.kernel"
+    assert all(np.abs(leaves(part)[kernel]).max() > 1e-6 for part in apart)
+
+
+def run(execution: Execution) -> tuple[jax.Array, Any]:
+    """A loss through every kind of stack, and its gradients."""
+    network = Network(CONFIGS, execution)
+    params = fresh(CONFIGS, SEED)
+    rng = np.random.default_rng(1)
+    shaken = jax.tree.map(
+        lambda leaf: leaf + 0.1 * rng.normal(size=leaf.shape).astype("f"), params["temporal"]
+    )
+    params |= {"temporal": shaken}  # no longer zero
+    clips = jnp.array(rng.normal(size=(2, 3, 32, 32, 3)), jnp.float32)
+
+    @compiled
+    @jax.value_and_grad
+    def loss(params: Any) -> jax.Array:
+        parts = network.bind(params)
+        seen = parts["universal"].vision(parts["vision"](clips, parts["temporal"]))
+        said = read(IDS, text=parts["text"], universal=parts["universal"])
+        return (
+            jnp.sin(seen.astype(jnp.float32)).mean()
+            + jnp.square(said.astype(jnp.float32)[:, :2] - 0.5).mean()
+        )
+
+    return loss(params)
+
+
+@pytest.fixture(scope="module")
+def scanned() -> tuple[jax.Array, Any]:
+    return run(Execution(scan=True))
+
+
+@pytest.mark.parametrize(
+    "execution",
+    [
+        Execution(scan=False),
+        Execution(remat="full"),
+        Execution(remat="dots"),
+        Execution(scan=False, remat="full"),
+    ],
+    ids=str,
+)
+def test_execution_never_changes_what_is_computed(execution, scanned):
+    value, gradient = run(execution)
+    assert value == pytest.approx(scanned[0], rel=1e-6)
+    assert_same(gradient, scanned[1], rtol=1e-4, atol=1e-6)
+
+
+def test_bfloat16_is_close_to_float32(scanned):
+    value, gradient = run(Execution(dtype="bfloat16"))
+    assert value == pytest.approx(scanned[0], rel=2e-2)
+    assert value.dtype == jnp.float32
+    for name, exact in leaves(scanned[1]).items():
+        assert leaves(gradient)[name].dtype == np.float32
+        error = np.linalg.norm(leaves(gradient)[name] - exact) / max(np.linalg.norm(exact), 1e-4)
+        assert error < 0.1, name
+
+
+def test_dropout_happens_only_with_a_key_and_follows_it():
+    network = Network({"text": text.tiny(), "universal": universal.tiny()})
+    params = fresh(network.configs, SEED)
+
+    def tokens(key: jax.Array | None) -> jax.Array:
+        return read(IDS, **network.bind(params), key=key)
+
+    assert (tokens(None) == tokens(None)).all()
+    assert (tokens(jax.random.key(0)) == tokens(jax.random.key(0))).all()
+    assert not jnp.allclose(tokens(jax.random.key(0)), tokens(jax.random.key(1)))
+    assert not jnp.allclose(tokens(jax.random.key(0)), tokens(None))
+
+
+def test_a_task_declares_its_modules_by_its_signature():
+    assert parts_of(tasks.caption) == {
+        "vision": True,
+        "universal": True,
+        "decoder": True,
+        "temporal": False,
+        "connector": False,
+    }
+    assert set(select(tasks.caption, dict.fromkeys(["vision", "universal", "decoder", "text"]))) == {
+        "vision",
+        "universal",
+        "decoder",
+    }
+    with pytest.raises(RecipeError, match="caption composes .*missing .*decoder.*did you mean"):
+        select(tasks.caption, dict.fromkeys(["vision", "universal", "decoders"]))
+
+
+def test_flat_and_nested_are_inverse_by_path():
+    tree = {"a": {"b": 1, "c": {"d": 2}}}
+    assert flat(tree) == {"a.b": 1, "a.c.d": 2}
+    assert nested({("a", "b"): 1, ("a", "c", "d"): 2}) == tree

@@ -1,5 +1,6 @@
-"""Connector: vision tokens `B N D` -> `B N E`, for modules of different widths. Linear, norm, dropout; the official
-code's `visn_fc` and `visn_layer_norm`. Composed only where a recipe asks for it, never inserted silently."""
+"""Connector: vision tokens `B N D` -> `B N E`, for modules of different widths. Linear, norm, dropout; the
+official code's `visn_fc` and `visn_layer_norm`. Composed only where a recipe asks for it, never inserted
+silently."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,9 @@
-"""Shared decoder: ids `B S` and a memory `B N D` -> next-word logits `B S V`. mPLUG-2 section 3.2; BERT with a causal mask.
+"""Shared decoder: ids `B S` and a memory `B N D` -> next-word logits `B S V`. mPLUG-2 section 3.2; BERT
+with a causal mask.
 
-The word table is also the output projection. `start` and `step` decode one token at a time with cached keys and values:
-those of the memory are computed once for an input, whatever the number of rows (beams, samples) decoded from it.
+The word table is also the output projection. `start` and `step` decode one token at a time with cached keys
+and values: those of the memory are computed once for an input, whatever the number of rows (beams, samples)
+decoded from it.
 """
 
 from dataclasses import dataclass
@@ -51,8 +53,9 @@ class Cache(NamedTuple):
     """What decoding remembers, a tuple entry a layer.
 
     `past`: keys and values of decoded tokens, `B*R S K D`; `context`: those of the memory, `B N K D`;
-    `context_mask`: `B 1 1 N` or None; `layers`: the layers themselves, unstacked once (a slice of a stack inside the loop
-    would copy every weight at every token); `kernel`: the word table turned to `D V`, for the same reason.
+    `context_mask`: `B 1 1 N` or None; `layers`: the layers themselves, unstacked once (a slice of a stack
+    inside the loop would copy every weight at every token); `kernel`: the word table turned to `D V`, for
+    the same reason.
     """
 
     past: tuple[KeysValues, ...]
@@ -65,7 +68,12 @@ class Cache(NamedTuple):
 class Decoder(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs, execution: Execution):
         self.embedding = WordEmbedding(
-            config.vocabulary, config.positions, config.width, dropout=config.dropout, rngs=rngs, execution=execution
+            config.vocabulary,
+            config.positions,
+            config.width,
+            dropout=config.dropout,
+            rngs=rngs,
+            execution=execution,
         )
         self.layers = Stack(
             lambda rngs: PostNormLayer(
@@ -119,7 +127,8 @@ class Decoder(nnx.Module):
         )
 
     def step(self, ids: Array, position: Array, cache: Cache) -> tuple[Array, Cache]:
-        """The logits `B R V` that follow ids `B R`, which stand at `position` (a scalar, from 0); and the grown cache."""
+        """The logits `B R V` that follow ids `B R`, which stand at `position` (a scalar, from 0); and the
+        grown cache."""
         graph, _ = nnx.split(self.layers.layers)
         batch, rows = ids.shape
         x = self.embedding(ids.reshape(-1, 1), position).reshape(batch, rows, -1)

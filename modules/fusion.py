@@ -1,7 +1,8 @@
-"""Fusion: text tokens `B S D` attend to vision tokens `B N D`; both come back. mPLUG-2 section 3.2; mPLUG section 3.2.
+"""Fusion: text tokens `B S D` attend to vision tokens `B N D`; both come back. mPLUG-2 section 3.2; mPLUG
+section 3.2.
 
-In mPLUG's connected layers (`connected_at`) both streams attend to each other side by side instead, and vision changes
-too. mPLUG-2 has none.
+In mPLUG's connected layers (`connected_at`) both streams attend to each other side by side instead, and
+vision changes too. mPLUG-2 has none.
 """
 
 from dataclasses import dataclass
@@ -27,7 +28,9 @@ class Config:
 
     def __post_init__(self):
         if strange := [index for index in self.connected_at if not 0 <= index < self.depth]:
-            raise RecipeError(f"fusion: connected_at names layers {strange}, there are layers 0 to {self.depth - 1}")
+            raise RecipeError(
+                f"fusion: connected_at names layers {strange}, there are layers 0 to {self.depth - 1}"
+            )
 
     def build(self, *, rngs: nnx.Rngs, execution: Execution = Execution()) -> "Fusion":
         return Fusion(self, rngs=rngs, execution=execution)
@@ -70,11 +73,14 @@ class Fusion(nnx.Module):
         *,
         key: Array | None = None,
     ) -> tuple[Array, Array]:
-        """Vision `B N D`, text `B S D`, masks `B S` and `B N` (True = a token stands there) -> (vision, text)."""
+        """Vision `B N D`, text `B S D`, masks `B S` and `B N` (True = a token stands there) -> (vision,
+        text)."""
         look = text_mask[:, None, None, :]
         see = None if vision_mask is None else vision_mask[:, None, None, :]
         if not self.config.connected_at:
-            text = fold(lambda x, layer, key: layer(x, look, vision, see, key=key), text, self.layers, key=key)
+            text = fold(
+                lambda x, layer, key: layer(x, look, vision, see, key=key), text, self.layers, key=key
+            )
             return vision, text
         if vision_mask is None:
             vision_mask = jnp.ones(vision.shape[:2], bool)

@@ -1,8 +1,8 @@
 """Heads: what is read from tokens for a task that does not generate. One class and one config each.
 
 `Contrastive`: two streams -> one space of unit vectors, with a learned temperature (ALBEF, mPLUG).
-`Classifier`: first token -> class logits; with two classes it is the matching head (does this text fit this picture?).
-`Unmasker`: text tokens -> vocabulary logits, through the text encoder's own word table.
+`Classifier`: first token -> class logits; with two classes it is the matching head (does this text fit this
+picture?). `Unmasker`: text tokens -> vocabulary logits, through the text encoder's own word table.
 """
 
 from dataclasses import dataclass
@@ -55,7 +55,9 @@ class Contrastive(nnx.Module):
     def __init__(self, config: ContrastiveConfig, *, rngs: nnx.Rngs):
         self.vision_projection = Linear(config.width, config.space, axes=("embed", "mlp"), rngs=rngs)
         self.text_projection = Linear(config.width, config.space, axes=("embed", "mlp"), rngs=rngs)
-        self.learned_temperature = parameter(lambda key, shape: jnp.full(shape, config.temperature), (), (), rngs)
+        self.learned_temperature = parameter(
+            lambda key, shape: jnp.full(shape, config.temperature), (), (), rngs
+        )
         self.config = config
 
     def vision(self, tokens: Array) -> Array:

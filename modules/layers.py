@@ -1,8 +1,10 @@
-"""The layers that modules are made of; the only file that names logical axes (devices live in mplug2.sharding).
+"""The layers that modules are made of; the only file that names logical axes (devices live in
+mplug2.sharding).
 
-Every parameter is a float32 `nnx.Param` with an `axes` tuple, one logical name a dimension. Kernels are stored
-`inputs, outputs`, so that one decoded token is a row times a matrix read in memory order. Activations keep the dtype they
-come in; softmax, norm statistics and sums over the batch are float32. A dropout happens only where a key is given.
+Every parameter is a float32 `nnx.Param` with an `axes` tuple, one logical name a dimension. Kernels are
+stored `inputs, outputs`, so that one decoded token is a row times a matrix read in memory order.
+Activations keep the dtype they come in; softmax, norm statistics and sums over the batch are float32. A
+dropout happens only where a key is given.
 
 Source: BERT (post-norm layer) and CLIP (pre-norm block, in vision.py) as used by the official mPLUG-2 code.
 """
@@ -33,13 +35,16 @@ def ones(key: Array, shape: tuple[int, ...]) -> Array:
     return jnp.ones(shape, jnp.float32)
 
 
-def parameter(init: Initializer, shape: tuple[int, ...], axes: tuple[str | None, ...], rngs: nnx.Rngs) -> nnx.Param:
+def parameter(
+    init: Initializer, shape: tuple[int, ...], axes: tuple[str | None, ...], rngs: nnx.Rngs
+) -> nnx.Param:
     """A float32 parameter with one logical axis name a dimension."""
-    # Cast: a weakly typed array (`jnp.full` of a Python number) would turn strong in the first step and compile it again.
+    # Cast: a weakly typed array (`jnp.full` of a Python number) would turn strong in the first step and
+    # compile it again.
     return nnx.Param(init(rngs.params(), shape).astype(jnp.float32), axes=axes)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------------------------------------
 # Elementary maths
 
 
@@ -47,9 +52,10 @@ def parameter(init: Initializer, shape: tuple[int, ...], axes: tuple[str | None,
 def dense(x: Array, kernel: Array) -> Array:
     """`... I`, `I O` -> `... O`, multiplied in x's dtype, accumulated in float32.
 
-    The gradients are written out: the kernel's contracts all token axes at once, in the layout that the kernel is stored
-    in (XLA's own rule transposes it, a copy of every weight each step), and every product accumulates in float32 (on
-    CPUs a bfloat16 product that returns float32 is also twice as fast as one that returns bfloat16).
+    The gradients are written out: the kernel's contracts all token axes at once, in the layout that the
+    kernel is stored in (XLA's own rule transposes it, a copy of every weight each step), and every product
+    accumulates in float32 (on CPUs a bfloat16 product that returns float32 is also twice as fast as one
+    that returns bfloat16).
     """
     return lax.dot_general(
         x, kernel.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32
@@ -68,9 +74,12 @@ def _dense_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array,
         (((gradient.ndim - 1,), (1,)), ((), ())),
         preferred_element_type=jnp.float32,
     )
-    # As a product of two matrices: with several token axes XLA would transpose x first, a copy of every activation.
+    # As a product of two matrices: with several token axes XLA would transpose x first, a copy of every
+    # activation.
     tokens, gradients = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-    to_kernel = lax.dot_general(tokens, gradients, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    to_kernel = lax.dot_general(
+        tokens, gradients, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
+    )
     return to_x.astype(x.dtype), to_kernel.astype(kernel.dtype)
 
 
@@ -102,16 +111,22 @@ def drop_path(branch: Array, rate: float, key: Array | None) -> Array:
     return jnp.where(keep, branch / (1.0 - rate), 0).astype(branch.dtype)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------------------------------------
 # Layers
 
 
 class Linear(nnx.Module):
-    """`... inputs -> ... outputs`. Begins with outputs as large as its inputs (BERT's 0.02 does so at no width but its own,
-    and leaves the narrow modules of the shelf hardly any signal)."""
+    """`... inputs -> ... outputs`. Begins with outputs as large as its inputs (BERT's 0.02 does so at no
+    width but its own, and leaves the narrow modules of the shelf hardly any signal)."""
 
     def __init__(
-        self, inputs: int, outputs: int, *, axes: tuple[str, str], rngs: nnx.Rngs, init: Initializer | None = None
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        axes: tuple[str, str],
+        rngs: nnx.Rngs,
+        init: Initializer | None = None,
     ):
         self.kernel = parameter(init or normal(inputs**-0.5), (inputs, outputs), axes, rngs)
         self.bias = parameter(zeros, (outputs,), axes[1:], rngs)
@@ -140,7 +155,13 @@ class Attention(nnx.Module):
     """Multi-head attention of `B N D` over itself or over a context `B M E`."""
 
     def __init__(
-        self, width: int, heads: int, *, rngs: nnx.Rngs, context_width: int | None = None, dropout: float = 0.0
+        self,
+        width: int,
+        heads: int,
+        *,
+        rngs: nnx.Rngs,
+        context_width: int | None = None,
+        dropout: float = 0.0,
     ):
         context_width = context_width or width
         self.query = Linear(width, width, axes=("embed", "heads"), rngs=rngs)
@@ -159,7 +180,8 @@ class Attention(nnx.Module):
     def attend(
         self, x: Array, memory: tuple[Array, Array], mask: Array | None = None, *, key: Array | None = None
     ) -> Array:
-        """x `B N D` attends to ready keys and values `B M K D`; mask, True = may look, broadcasts to `B K N M`."""
+        """x `B N D` attends to ready keys and values `B M K D`; mask, True = may look, broadcasts to `B K N
+        M`."""
         query, (keys, values) = self._split(self.query(x)), memory
         if key is None or self.dropout == 0.0:
             mixed = jax.nn.dot_product_attention(query, keys, values, mask=mask)
@@ -191,7 +213,8 @@ class MLP(nnx.Module):
 
 
 class PostNormLayer(nnx.Module):
-    """BERT's layer: self-attention, then (where a context is given) cross-attention, then MLP, a norm after each sum."""
+    """BERT's layer: self-attention, then (where a context is given) cross-attention, then MLP, a norm after
+    each sum."""
 
     EPSILON = 1e-12
 
@@ -230,7 +253,8 @@ class PostNormLayer(nnx.Module):
         context: tuple[Array, Array],
         context_mask: Array | None,
     ) -> tuple[Array, tuple[Array, Array]]:
-        """One decoded token for each of R rows: x `B R D`, past keys and values `B*R S K D`, context ready `B M K D`.
+        """One decoded token for each of R rows: x `B R D`, past keys and values `B*R S K D`, context ready
+        `B M K D`.
 
         The rows of one input are extra queries over its one context, which is thus never repeated.
         """
@@ -254,7 +278,14 @@ class WordEmbedding(nnx.Module):
     """BERT's embedding: word + position + token type 0, normed: ids `B S` -> `B S D`."""
 
     def __init__(
-        self, vocabulary: int, positions: int, width: int, *, dropout: float, rngs: nnx.Rngs, execution: Execution
+        self,
+        vocabulary: int,
+        positions: int,
+        width: int,
+        *,
+        dropout: float,
+        rngs: nnx.Rngs,
+        execution: Execution,
     ):
         self.words = parameter(normal(), (vocabulary, width), ("vocab", "embed"), rngs)
         self.positions = parameter(normal(), (positions, width), (None, "embed"), rngs)
@@ -273,7 +304,8 @@ class WordEmbedding(nnx.Module):
 
 
 class WordPredictor(nnx.Module):
-    """BERT's prediction head: tokens `... D` -> vocabulary logits `... V` through a word table `V D` given by the caller."""
+    """BERT's prediction head: tokens `... D` -> vocabulary logits `... V` through a word table `V D` given
+    by the caller."""
 
     def __init__(self, width: int, vocabulary: int, *, rngs: nnx.Rngs):
         self.transform = Linear(width, width, axes=("embed", "mlp"), rngs=rngs)
@@ -289,7 +321,7 @@ class WordPredictor(nnx.Module):
         return dense(hidden, kernel) + self.bias[...].astype(tokens.dtype)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -----------------------------------------------------------------------------------------------------------
 # Stacks: equal layers in one module whose parameters have a leading `layers` axis
 
 
@@ -316,11 +348,14 @@ class Stack(nnx.Module):
 def fold(apply: Callable[..., Any], carry: Any, *stacks: Stack | None, key: Array | None = None) -> Any:
     """Runs `carry = apply(carry, *layers, key=layer_key)` through stacks of equal depth, side by side.
 
-    A stack may be None (its layer is then None), which is how vision blocks go without temporal branches. The first
-    stack's `Execution` says whether the layers are scanned or unrolled, and what the backward pass recomputes.
+    A stack may be None (its layer is then None), which is how vision blocks go without temporal branches.
+    The first stack's `Execution` says whether the layers are scanned or unrolled, and what the backward
+    pass recomputes.
     """
     first = next(stack for stack in stacks if stack is not None)
-    graphs, states = zip(*(nnx.split(stack.layers) if stack else (None, None) for stack in stacks), strict=True)
+    graphs, states = zip(
+        *(nnx.split(stack.layers) if stack else (None, None) for stack in stacks), strict=True
+    )
     keys = None if key is None else jax.random.split(key, first.depth)
 
     def body(carry: Any, inputs: Any) -> tuple[Any, None]:
@@ -333,7 +368,8 @@ def fold(apply: Callable[..., Any], carry: Any, *stacks: Stack | None, key: Arra
         body = jax.checkpoint(body, policy=policy, prevent_cse=not first.execution.scan)
     if first.execution.scan:
         return lax.scan(body, carry, (states, keys))[0]
-    # Split, not indexed: the gradient of a split is one concatenation, that of an index a whole stack of zeros.
+    # Split, not indexed: the gradient of a split is one concatenation, that of an index a whole stack of
+    # zeros.
     leaves, tree = jax.tree.flatten(states)
     layers = zip(*(lax.split(values, (1,) * first.depth) for values in leaves), strict=True)
     for index, layer in enumerate(layers):

@@ -1,8 +1,8 @@
 """Local temporal branches: what only videos have. Patches `B T N D` -> what to add to them, `B T N D`.
 
-Two branches a vision block, one before attention and one before the MLP; each mixes three neighbouring frames at one
-place. They end in a projection initialised to zero, so a fresh video network equals the image network frame by frame.
-mPLUG-2 section 3.1, figure 2b; the official code's `lmhra1` and `lmhra2`.
+Two branches a vision block, one before attention and one before the MLP; each mixes three neighbouring
+frames at one place. They end in a projection initialised to zero, so a fresh video network equals the image
+network frame by frame. mPLUG-2 section 3.1, figure 2b; the official code's `lmhra1` and `lmhra2`.
 """
 
 from dataclasses import dataclass
@@ -44,7 +44,8 @@ def large() -> Config:
 
 
 class LocalTemporal(nnx.Module):
-    """Norm -> half the width -> depthwise convolution over three frames -> QuickGELU -> full width (zero at first)."""
+    """Norm -> half the width -> depthwise convolution over three frames -> QuickGELU -> full width (zero at
+    first)."""
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):
         self.norm = Norm(width, epsilon=1e-5, rngs=rngs)
@@ -71,5 +72,7 @@ class Branches(nnx.Module):
 
 class Temporal(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs, execution: Execution):
-        self.branches = Stack(lambda rngs: Branches(config.width, rngs=rngs), config.depth, rngs=rngs, execution=execution)
+        self.branches = Stack(
+            lambda rngs: Branches(config.width, rngs=rngs), config.depth, rngs=rngs, execution=execution
+        )
         self.config = config

@@ -1,4 +1,5 @@
-"""Text encoder: ids `B S` -> tokens `B S D`; its private layers, below the universal ones. mPLUG-2 section 3.1; BERT.
+"""Text encoder: ids `B S` -> tokens `B S D`; its private layers, below the universal ones. mPLUG-2 section
+3.1; BERT.
 
 The official text encoders of 12 and 24 layers end in two universal layers, so 10 and 22 of them are private.
 """
@@ -44,7 +45,12 @@ def large() -> Config:
 class Text(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs, execution: Execution):
         self.embedding = WordEmbedding(
-            config.vocabulary, config.positions, config.width, dropout=config.dropout, rngs=rngs, execution=execution
+            config.vocabulary,
+            config.positions,
+            config.width,
+            dropout=config.dropout,
+            rngs=rngs,
+            execution=execution,
         )
         self.layers = Stack(
             lambda rngs: PostNormLayer(

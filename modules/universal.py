@@ -1,8 +1,9 @@
 """Universal layers, shared by all modalities: `B N D -> B N D`. mPLUG-2 section 3.2, figure 2c.
 
-Text and vision share self-attention and MLP. Vision alone has learned latents and cross-attention: the latents gather
-from all vision tokens in every layer but the last; in the last, the vision tokens read back from the latents. The
-latents are thus a bottleneck of information, not of length. The official code calls this mode `v_module`.
+Text and vision share self-attention and MLP. Vision alone has learned latents and cross-attention: the
+latents gather from all vision tokens in every layer but the last; in the last, the vision tokens read back
+from the latents. The latents are thus a bottleneck of information, not of length. The official code calls
+this mode `v_module`.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,9 @@
-"""Dual vision encoder: normalised clips `B T H W C` -> tokens `B 1+T*N D`, the class token first, then frame by frame.
+"""Dual vision encoder: normalised clips `B T H W C` -> tokens `B 1+T*N D`, the class token first, then
+frame by frame.
 
-One encoder for images and videos: an image is a clip of one frame. Patching, spatial attention and MLP live here;
-what only videos have lives in `temporal` and is lent for a call. mPLUG-2 section 3.1 (arXiv:2302.00402); CLIP's ViT.
+One encoder for images and videos: an image is a clip of one frame. Patching, spatial attention and MLP live
+here; what only videos have lives in `temporal` and is lent for a call. mPLUG-2 section 3.1
+(arXiv:2302.00402); CLIP's ViT.
 """
 
 from dataclasses import dataclass
@@ -33,7 +35,8 @@ EPSILON = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class Patches:
-    """CLIP's stem: every patch is projected at once. `tubelet` frames make one token, a step of `stride` frames apart."""
+    """CLIP's stem: every patch is projected at once. `tubelet` frames make one token, a step of `stride`
+    frames apart."""
 
     patch: int
     tubelet: int = 1
@@ -45,7 +48,8 @@ class Patches:
 
 @dataclass(frozen=True, kw_only=True)
 class Convolutions:
-    """A stem for small, sharp pictures: two 3x3 convolutions of stride 2, then overlapping patches are projected."""
+    """A stem for small, sharp pictures: two 3x3 convolutions of stride 2, then overlapping patches are
+    projected."""
 
     patch: int
     channels: tuple[int, int] = (32, 64)
@@ -56,7 +60,8 @@ class Convolutions:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """`image` is the height and width in pixels that the position table is made for; others are interpolated."""
+    """`image` is the height and width in pixels that the position table is made for; others are
+    interpolated."""
 
     image: tuple[int, int]
     stem: Patches | Convolutions
@@ -69,7 +74,9 @@ class Config:
         if self.width % self.heads:
             raise RecipeError(f"vision: width {self.width} does not divide into {self.heads} heads")
         if any(side % self.stem.patch for side in self.image):
-            raise RecipeError(f"vision: an image of {self.image} pixels does not divide into {self.stem.patch} px patches")
+            raise RecipeError(
+                f"vision: an image of {self.image} pixels does not divide into {self.stem.patch} px patches"
+            )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -111,36 +118,52 @@ class PatchStem(nnx.Module):
         reach = tubelet // 2
         clips = jnp.pad(clips, ((0, 0), (reach, reach), (0, 0), (0, 0), (0, 0)))
         steps = range(0, clips.shape[1] - tubelet + 1, stride)
-        frames = jnp.stack([clips[:, i : i + tubelet] for i in steps], axis=1) if tubelet > 1 else clips[:, ::stride, None]
-        return dense(rearrange(frames, "b t f (h p) (w q) c -> b t h w (f p q c)", p=p, q=p), self.kernel[...])
+        frames = (
+            jnp.stack([clips[:, i : i + tubelet] for i in steps], axis=1)
+            if tubelet > 1
+            else clips[:, ::stride, None]
+        )
+        return dense(
+            rearrange(frames, "b t f (h p) (w q) c -> b t h w (f p q c)", p=p, q=p), self.kernel[...]
+        )
 
 
 class ConvolutionStem(nnx.Module):
-    """`B T H W C -> B T h w D`, each frame by itself; a patch is projected from a window of twice its height and width,
-    since what is as small as a patch rarely lies in just one."""
+    """`B T H W C -> B T h w D`, each frame by itself; a patch is projected from a window of twice its
+    height and width, since what is as small as a patch rarely lies in just one."""
 
     def __init__(self, config: Convolutions, width: int, *, rngs: nnx.Rngs):
         first, second = config.channels
         side = config.patch // 2
         self.first = parameter(normal((9 * 3 / 2) ** -0.5), (3, 3, 3, first), (None, None, None, "mlp"), rngs)
         self.first_bias = parameter(zeros, (first,), ("mlp",), rngs)
-        self.second = parameter(normal((9 * first / 2) ** -0.5), (3, 3, first, second), (None, None, "mlp", None), rngs)
+        self.second = parameter(
+            normal((9 * first / 2) ** -0.5), (3, 3, first, second), (None, None, "mlp", None), rngs
+        )
         self.second_bias = parameter(zeros, (second,), (None,), rngs)
         shape = (side, side, second, width)
-        self.kernel = parameter(normal((side * side * second) ** -0.5), shape, (None, None, None, "embed"), rngs)
+        self.kernel = parameter(
+            normal((side * side * second) ** -0.5), shape, (None, None, None, "embed"), rngs
+        )
         self.config = config
 
     def __call__(self, clips: Array) -> Array:
         frames = rearrange(clips, "b t h w c -> (b t) h w c")
         frames = quick_gelu(_convolve(frames, self.first[...], 2) + self.first_bias[...].astype(clips.dtype))
-        frames = quick_gelu(_convolve(frames, self.second[...], 2) + self.second_bias[...].astype(clips.dtype))
+        frames = quick_gelu(
+            _convolve(frames, self.second[...], 2) + self.second_bias[...].astype(clips.dtype)
+        )
         patches = _convolve(frames, self.kernel[...], self.config.patch // 4)
         return rearrange(patches, "(b t) h w d -> b t h w d", t=clips.shape[1])
 
 
 def _convolve(frames: Array, kernel: Array, stride: int) -> Array:
     return lax.conv_general_dilated(
-        frames, kernel.astype(frames.dtype), (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        frames,
+        kernel.astype(frames.dtype),
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 
@@ -171,9 +194,13 @@ class Vision(nnx.Module):
         height, width = config.grid
         self.stem = config.stem.build(config.width, rngs=rngs)
         self.class_token = parameter(normal(config.width**-0.5), (config.width,), ("norm",), rngs)
-        self.positions = parameter(normal(config.width**-0.5), (1 + height * width, config.width), (None, "embed"), rngs)
+        self.positions = parameter(
+            normal(config.width**-0.5), (1 + height * width, config.width), (None, "embed"), rngs
+        )
         self.input_norm = Norm(config.width, epsilon=EPSILON, rngs=rngs)
-        self.blocks = Stack(lambda rngs: Block(config, rngs=rngs), config.depth, rngs=rngs, execution=execution)
+        self.blocks = Stack(
+            lambda rngs: Block(config, rngs=rngs), config.depth, rngs=rngs, execution=execution
+        )
         self.output_norm = Norm(config.width, epsilon=EPSILON, rngs=rngs)
         self.config, self.dtype = config, execution.dtype
 
@@ -197,7 +224,9 @@ class Vision(nnx.Module):
             key=key,
         )
         whole = x[:, :, :1].mean(axis=1)
-        return self.output_norm(jnp.concatenate([whole, rearrange(x[:, :, 1:], "b t n d -> b (t n) d")], axis=1))
+        return self.output_norm(
+            jnp.concatenate([whole, rearrange(x[:, :, 1:], "b t n d -> b (t n) d")], axis=1)
+        )
 
     def _positions_for(self, grid: tuple[int, ...]) -> Array:
         """The position table `1+h*w D`, interpolated bilinearly when the picture has another grid."""
@@ -208,7 +237,8 @@ class Vision(nnx.Module):
 
 
 def resize_positions(table: Array, grid: tuple[int, ...], to: tuple[int, ...]) -> Array:
-    """Position table `1+h*w D` of one grid -> of another; the class token's row is kept. Bilinear, as the official code."""
+    """Position table `1+h*w D` of one grid -> of another; the class token's row is kept. Bilinear, as the
+    official code."""
     places = rearrange(table[1:], "(h w) d -> h w d", h=grid[0])
     resized = jax.image.resize(places, (*to, table.shape[1]), "bilinear", antialias=False)
     return jnp.concatenate([table[:1], rearrange(resized, "h w d -> (h w) d")])

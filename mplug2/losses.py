@@ -1,4 +1,5 @@
-"""What training minimises: pure functions of logits and targets, computed in float32 whatever the logits' type."""
+"""What training minimises: pure functions of logits and targets, computed in float32 whatever the logits'
+type."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ def cross_entropy(logits: Array, targets: Array) -> Array:
 
 
 def word_losses(logits: Array, targets: Array) -> tuple[Array, Array]:
-    """Per word: logits `B S V`, targets `B S` with 0 where nothing is to be learned -> (losses `B S`, counted `B S`)."""
+    """Per word: logits `B S V`, targets `B S` with 0 where nothing is to be learned -> (losses `B S`,
+    counted `B S`)."""
     counted = (targets != PAD).astype(jnp.float32)
     return cross_entropy(logits, targets) * counted, counted
 
@@ -26,9 +28,11 @@ def word_loss(logits: Array, targets: Array) -> Array:
 
 
 def contrastive_loss(similarity: Array, positives: Array) -> Array:
-    """Symmetric InfoNCE: similarities `B B` (row = vision, column = text, temperature applied), positives bool `B B`.
+    """Symmetric InfoNCE: similarities `B B` (row = vision, column = text, temperature applied), positives
+    bool `B B`.
 
-    A row with several positives (one caption that stands for two pictures of the batch) spreads its target evenly.
+    A row with several positives (one caption that stands for two pictures of the batch) spreads its target
+    evenly.
     """
 
     def one_way(similarity: Array, positives: Array) -> Array:

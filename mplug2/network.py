@@ -1,8 +1,9 @@
 """The composition network: every module that a recipe selects, owned once, under its name.
 
-Sharing is by call, never by reference: `universal` is one object that the text route and the vision route both call. So
-parameters are a plain dict `{module: nested dict of float32 arrays}`, and one entry of it is the unit of selection, of
-checkpoints, of publishing, of freezing and of sharding. Objects exist inside a pure function only: `bind(params)`.
+Sharing is by call, never by reference: `universal` is one object that the text route and the vision route
+both call. So parameters are a plain dict `{module: nested dict of float32 arrays}`, and one entry of it is
+the unit of selection, of checkpoints, of publishing, of freezing and of sharding. Objects exist inside a
+pure function only: `bind(params)`.
 """
 
 import inspect
@@ -28,7 +29,9 @@ class Network:
         self._graphs: dict[str, Any] = {}
         self._states: dict[str, Any] = {}
         for name in self.configs:
-            self._graphs[name], self._states[name] = nnx.split(nnx.eval_shape(lambda name=name: self._build(name, 0)))
+            self._graphs[name], self._states[name] = nnx.split(
+                nnx.eval_shape(lambda name=name: self._build(name, 0))
+            )
 
     def _build(self, name: str, seed: int | Array) -> nnx.Module:
         # A key of its own for each name: selecting one module more does not change how the others begin.
@@ -36,7 +39,8 @@ class Network:
         return self.configs[name].build(rngs=nnx.Rngs(key), execution=self.execution)
 
     def init(self, seed: int) -> Parameters:
-        """Fresh parameters; a pure function, so that `jax.jit` with output shardings creates them where they belong."""
+        """Fresh parameters; a pure function, so that `jax.jit` with output shardings creates them where
+        they belong."""
         return {name: nnx.to_pure_dict(nnx.split(self._build(name, seed))[1]) for name in self.configs}
 
     @property
@@ -49,19 +53,27 @@ class Network:
         """The tuple of logical axis names of every parameter, in the structure of `init`."""
         named = {}
         for name, state in self._states.items():
-            named[name] = nested({path: variable.get_metadata()["axes"] for path, variable in nnx.to_flat_state(state)})
+            named[name] = nested(
+                {path: variable.get_metadata()["axes"] for path, variable in nnx.to_flat_state(state)}
+            )
         return named
 
     def bind(self, params: Parameters) -> dict[str, Any]:
-        """Module objects around `params`; call it inside the function that is jitted. Tasks that call a module with the
-        very same arrays share one computation, forward and backward."""
-        return {name: Once(nnx.merge(graph, params[name])) for name, graph in self._graphs.items() if name in params}
+        """Module objects around `params`; call it inside the function that is jitted. Tasks that call a
+        module with the very same arrays share one computation, forward and backward."""
+        return {
+            name: Once(nnx.merge(graph, params[name]))
+            for name, graph in self._graphs.items()
+            if name in params
+        }
 
 
 class Once:
-    """A module that computes once for the same arguments (by identity), which is sound because modules are pure.
+    """A module that computes once for the same arguments (by identity), which is sound because modules are
+    pure.
 
-    Several tasks on one batch thus see its clips once, without knowing of each other. It lives as long as a trace.
+    Several tasks on one batch thus see its clips once, without knowing of each other. It lives as long as a
+    trace.
     """
 
     def __init__(self, module: Any):
@@ -78,7 +90,11 @@ class Once:
         return lambda *arguments, **named: self._remember(name, value, arguments, named)
 
     def _remember(self, method: str, function: Callable, arguments: tuple, named: dict[str, Any]) -> Any:
-        key = (method, tuple(map(id, arguments)), tuple((name, id(value)) for name, value in sorted(named.items())))
+        key = (
+            method,
+            tuple(map(id, arguments)),
+            tuple((name, id(value)) for name, value in sorted(named.items())),
+        )
         if key not in self._known:
             # The arguments are kept too: an identity means something only while its object lives.
             self._known[key] = (arguments, named), function(*arguments, **named)

@@ -1,7 +1,8 @@
-"""A recipe: everything that one experiment is, as one frozen value. Read it, `dataclasses.replace` it, run it.
+"""A recipe: everything that one experiment is, as one frozen value. Read it, `dataclasses.replace` it, run
+it.
 
-It checks itself while it is read, before any array exists: that each objective's task finds the modules it composes, that
-they fit together (traced with abstract arrays), and that every name means something.
+It checks itself while it is read, before any array exists: that each objective's task finds the modules it
+composes, that they fit together (traced with abstract arrays), and that every name means something.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,8 +23,8 @@ Mode = Literal["init", "full", "frozen"]
 class Objective:
     """One task on one source of examples. `lengths`: how many ids each text field is cut or padded to.
 
-    Objectives of a recipe with equal `data` and `batch` get the same examples in a step, and what their tasks compute
-    alike (seeing the clips, most of all) is computed once.
+    Objectives of a recipe with equal `data` and `batch` get the same examples in a step, and what their
+    tasks compute alike (seeing the clips, most of all) is computed once.
     """
 
     task: Callable[..., Any]
@@ -37,8 +38,8 @@ class Objective:
 class AdamW:
     """AdamW with linear warm-up and cosine decay. Norms, biases, tokens and positions are not decayed.
 
-    `warmup` and the recipe's `steps` count optimizer steps; the rate falls to `final` times `learning_rate`; `clip` bounds
-    the global norm of the gradient (0: no bound).
+    `warmup` and the recipe's `steps` count optimizer steps; the rate falls to `final` times
+    `learning_rate`; `clip` bounds the global norm of the gradient (0: no bound).
     """
 
     learning_rate: float = 1e-3
@@ -53,9 +54,10 @@ class AdamW:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """`modules`: configs by name; `modes`: `init` (fresh, the default), `full` (loaded, trained) or `frozen` (loaded, kept),
-    by module; `cards`: where loaded modules come from; `learning_rates`: factors by module, 1 where unsaid;
-    `objectives`: what is learned, all of them in every step, losses summed by weight; `evaluations`: what is measured.
+    """`modules`: configs by name; `modes`: `init` (fresh, the default), `full` (loaded, trained) or
+    `frozen` (loaded, kept), by module; `cards`: where loaded modules come from; `learning_rates`: factors
+    by module, 1 where unsaid; `objectives`: what is learned, all of them in every step, losses summed by
+    weight; `evaluations`: what is measured.
     """
 
     name: str
@@ -83,17 +85,25 @@ class Recipe:
     def __post_init__(self):
         for objective in self.objectives.values():
             select(objective.task, self.modules)
-        for label, names in (("modes", self.modes), ("cards", self.cards), ("learning_rates", self.learning_rates)):
+        for label, names in (
+            ("modes", self.modes),
+            ("cards", self.cards),
+            ("learning_rates", self.learning_rates),
+        ):
             for name in set(names) - set(self.modules):
                 raise RecipeError(
-                    f"recipe {self.name}: {label} names module {name!r}, the recipe selects {sorted(self.modules)}"
-                    + nearest(name, self.modules)
+                    f"recipe {self.name}: {label} names module {name!r}, "
+                    f"the recipe selects {sorted(self.modules)}" + nearest(name, self.modules)
                 )
         for name, mode in self.modes.items():
             if mode not in ("init", "full", "frozen"):
-                raise RecipeError(f"recipe {self.name}: mode of {name} is {mode!r}, expected init, full or frozen")
+                raise RecipeError(
+                    f"recipe {self.name}: mode of {name} is {mode!r}, expected init, full or frozen"
+                )
             if mode != "init" and name not in self.cards:
-                raise RecipeError(f"recipe {self.name}: mode {mode} of {name} needs a card to load it from (cards.{name})")
+                raise RecipeError(
+                    f"recipe {self.name}: mode {mode} of {name} needs a card to load it from (cards.{name})"
+                )
 
     def mode(self, module: str) -> Mode:
         return self.modes.get(module, "init")
@@ -111,5 +121,7 @@ class Recipe:
     def feed_of(self, name: str) -> str:
         """The name of the feed that objective `name` reads."""
         mine = self.objectives[name]
-        same = (first for first, it in self.objectives.items() if (it.data, it.batch) == (mine.data, mine.batch))
+        same = (
+            first for first, it in self.objectives.items() if (it.data, it.batch) == (mine.data, mine.batch)
+        )
         return next(same)

@@ -1,7 +1,8 @@
-"""A run's report as one HTML file that needs nothing else: loss curves, scores beside their baselines, and what a model
-said about pictures and videos that it had never seen.
+"""A run's report as one HTML file that needs nothing else: loss curves, scores beside their baselines, and
+what a model said about pictures and videos that it had never seen.
 
-Everything is given (curves, scores, sayings); this file only draws. Pictures are embedded as PNG, curves as SVG.
+Everything is given (curves, scores, sayings); this file only draws. Pictures are embedded as PNG, curves as
+SVG.
 """
 
 import base64
@@ -19,15 +20,29 @@ from PIL import Image
 Scores = Mapping[str, Mapping[str, Any]]
 Curve = Sequence[tuple[int, float]]  # (step, loss)
 
-_COLOURS = ("#3366cc", "#dc3912", "#109618", "#ff9900", "#990099", "#0099c6", "#dd4477", "#66aa00", "#b82e2e", "#316395")
+_COLOURS = (
+    "#3366cc",
+    "#dc3912",
+    "#109618",
+    "#ff9900",
+    "#990099",
+    "#0099c6",
+    "#dd4477",
+    "#66aa00",
+    "#b82e2e",
+    "#316395",
+)
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#222}
-h1{margin-bottom:0}h2{margin-top:2.5rem;border-bottom:1px solid #ddd}table{border-collapse:collapse;margin:1rem 0}
-td,th{padding:.2rem .7rem;text-align:right;border-bottom:1px solid #eee;font-variant-numeric:tabular-nums}
+h1{margin-bottom:0}h2{margin-top:2.5rem;border-bottom:1px solid
+#ddd}table{border-collapse:collapse;margin:1rem 0} td,th{padding:.2rem
+.7rem;text-align:right;border-bottom:1px solid #eee;font-variant-numeric:tabular-nums}
 td:first-child,th:first-child{text-align:left}.faint{color:#888}.grid{display:flex;flex-wrap:wrap;gap:1rem}
-figure{margin:0;border:1px solid #ddd;border-radius:.5rem;padding:.7rem;width:15.5rem}figure.video{width:32.5rem}
-figure img{image-rendering:pixelated;height:7rem;border-radius:.2rem;display:block;margin-bottom:.4rem}
-figcaption{font-size:13px}.right{color:#0a7d32}.wrong{color:#c02020}.legend span{margin-right:1rem;white-space:nowrap}
+figure{margin:0;border:1px solid
+#ddd;border-radius:.5rem;padding:.7rem;width:15.5rem}figure.video{width:32.5rem} figure
+img{image-rendering:pixelated;height:7rem;border-radius:.2rem;display:block;margin-bottom:.4rem}
+figcaption{font-size:13px}.right{color:#0a7d32}.wrong{color:#c02020}.legend
+span{margin-right:1rem;white-space:nowrap}
 """
 
 
@@ -46,15 +61,21 @@ class Saying:
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A clip uint8 `T H W C` (one frame: a picture; more: a film strip) and what was said about it, by model."""
+    """A clip uint8 `T H W C` (one frame: a picture; more: a film strip) and what was said about it, by
+    model."""
 
     clip: np.ndarray
     sayings: Mapping[str, Sequence[Saying]]
 
+    @property
+    def right(self) -> bool:
+        return all(saying.right for sayings in self.sayings.values() for saying in sayings)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """`scores`: {model: {evaluation: {value, low, high, blind, chance, n, metric}}}; `curves`: {objective: curve}."""
+    """`scores`: {model: {evaluation: {value, low, high, blind, chance, n, metric}}}; `curves`: {objective:
+    curve}."""
 
     title: str
     about: Sequence[str]
@@ -100,12 +121,15 @@ def _score_table(scores: Mapping[str, Scores]) -> str:
             for model in scores.values()
         )
         rows.append(
-            f"<tr><td>{html.escape(name)} <span class=faint>{html.escape(str(any_score['metric']))}</span></td>{cells}"
+            f"<tr><td>{html.escape(name)} "
+            f"<span class=faint>{html.escape(str(any_score['metric']))}</span></td>"
+            f"{cells}"
             f"<td>{_number(any_score['blind'])}</td><td>{_number(any_score['chance'])}</td><td>{any_score['n']}</td></tr>"
         )
     return (
         f"<table><tr><th>evaluation</th>{head}<th>blind</th><th>chance</th><th>n</th></tr>{''.join(rows)}</table>"
-        "<p class=faint>Held-out glyphs. Blind: the best that a reader of the words alone scores. Intervals: bootstrap.</p>"
+        "<p class=faint>Held-out glyphs. Blind: the best that a reader of the words alone scores. "
+        "Intervals: bootstrap, 95%.</p>"
     )
 
 
@@ -127,7 +151,9 @@ def _chart(curves: Mapping[str, Curve], width: int = 900, height: int = 320) -> 
         return f"{x:.1f},{y:.1f}"
 
     lines, legend = [], []
-    for (name, curve), colour in zip(curves.items(), _COLOURS * (1 + len(curves) // len(_COLOURS)), strict=False):
+    for (name, curve), colour in zip(
+        curves.items(), _COLOURS * (1 + len(curves) // len(_COLOURS)), strict=False
+    ):
         path = " ".join(place(step, loss) for step, loss in curve)
         lines.append(f'<polyline fill=none stroke="{colour}" stroke-width=1.5 points="{path}"/>')
         legend.append(f'<span style="color:{colour}">&#9632; {html.escape(name)}</span>')
@@ -137,13 +163,15 @@ def _chart(curves: Mapping[str, Curve], width: int = 900, height: int = 320) -> 
             if low <= np.log10(value) <= high:
                 y = place(0, value).split(",")[1]
                 ticks.append(f'<line x1={left} x2={width} y1={y} y2={y} stroke="#eee"/>')
-                ticks.append(f'<text x={left - 6} y={y} text-anchor=end dy=4 font-size=11 fill="#888">{value:g}</text>')
+                ticks.append(
+                    f'<text x={left - 6} y={y} text-anchor=end dy=4 font-size=11 fill="#888">{value:g}</text>'
+                )
     for step in np.linspace(0, last, 6).astype(int):
         x = place(int(step), 10.0**low).split(",")[0]
         ticks.append(f'<text x={x} y={height - 6} text-anchor=middle font-size=11 fill="#888">{step}</text>')
     return (
         f'<svg viewBox="0 0 {width + 20} {height}" width="100%">{"".join(ticks)}{"".join(lines)}</svg>'
-        f'<p class=legend>{"".join(legend)}</p>'
+        f"<p class=legend>{''.join(legend)}</p>"
     )
 
 
@@ -159,9 +187,12 @@ def _figure(exhibit: Exhibit) -> str:
             asked = f"{html.escape(saying.asked)}? " if saying.asked else ""
             mark, kind = ("&#10003;", "right") if saying.right else ("&#10007;", "wrong")
             truth = "" if saying.right else f" <span class=faint>({html.escape(saying.truth)})</span>"
-            lines.append(f"<div>{asked}<span class={kind}>{mark} {html.escape(saying.said)}</span>{truth}</div>")
+            lines.append(
+                f"<div>{asked}<span class={kind}>{mark} {html.escape(saying.said)}</span>{truth}</div>"
+            )
     kind = ' class="video"' if len(exhibit.clip) > 1 else ""
-    return f'<figure{kind}><img alt="" src="{_png(exhibit.clip)}"><figcaption>{"".join(lines)}</figcaption></figure>'
+    picture = f'<img alt="" src="{_png(exhibit.clip)}">'
+    return f"<figure{kind}>{picture}<figcaption>{''.join(lines)}</figcaption></figure>"
 
 
 def _png(clip: np.ndarray) -> str:

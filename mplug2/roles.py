@@ -1,8 +1,8 @@
 """The parts that modules play, and how they are executed. Imports nothing of ours.
 
 Axis letters, used in every docstring, einops pattern (lower case) and test of the project:
-`B` batch, `T` frames, `H W C` pixels, `S` text tokens, `N` any tokens, `D` width, `K` heads, `V` vocabulary, `L` layers,
-`R` rows decoded side by side for one input (beams or samples).
+`B` batch, `T` frames, `H W C` pixels, `S` text tokens, `N` any tokens, `D` width, `K` heads, `V`
+vocabulary, `L` layers, `R` rows decoded side by side for one input (beams or samples).
 """
 
 from dataclasses import dataclass
@@ -22,9 +22,10 @@ PAD = 0
 class Execution:
     """How a network is run; never what it computes. Part of a recipe, given to each module when it is built.
 
-    `dtype` is the type that activations flow in (parameters, softmax, norms' statistics and losses stay float32);
-    `remat` says what the backward pass computes again: nothing, everything but matrix products, or whole layers;
-    `scan` runs stacked layers as one `lax.scan` (quick to compile) instead of unrolling them (quick to run).
+    `dtype` is the type that activations flow in (parameters, softmax, norms' statistics and losses stay
+    float32); `remat` says what the backward pass computes again: nothing, everything but matrix products,
+    or whole layers; `scan` runs stacked layers as one `lax.scan` (quick to compile) instead of unrolling
+    them (quick to run).
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -48,7 +49,9 @@ class Temporal(Protocol):
 class Vision(Protocol):
     """One encoder for images and videos: normalised clips `B T H W C` -> `B 1+T*N D`, class token first."""
 
-    def __call__(self, clips: Array, temporal: Temporal | None = None, *, key: Array | None = None) -> Array: ...
+    def __call__(
+        self, clips: Array, temporal: Temporal | None = None, *, key: Array | None = None
+    ) -> Array: ...
 
 
 class Text(Protocol):
@@ -94,7 +97,8 @@ class Decoder(Protocol):
 
 
 class Contrastive(Protocol):
-    """Projects the two first tokens into one space: unit vectors `B D`; `temperature()` divides similarities."""
+    """Projects the two first tokens into one space: unit vectors `B D`; `temperature()` divides
+    similarities."""
 
     def vision(self, tokens: Array) -> Array: ...
 
@@ -110,7 +114,8 @@ class Head(Protocol):
 
 
 class Unmasker(Protocol):
-    """Vocabulary logits `B S V` from text tokens; `table` is the text encoder's word table, shared by call."""
+    """Vocabulary logits `B S V` from text tokens; `table` is the text encoder's word table, shared by
+    call."""
 
     def __call__(self, tokens: Array, table: Array) -> Array: ...
 

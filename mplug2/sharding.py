@@ -39,7 +39,9 @@ class Mesh:
             raise RecipeError(f"mesh {sizes} needs {needed} devices, there are {there}")
         devices = jax.devices()[:needed]
         axes = tuple(sizes)
-        return jax.make_mesh(tuple(sizes.values()), axes, axis_types=(AxisType.Auto,) * len(axes), devices=devices)
+        return jax.make_mesh(
+            tuple(sizes.values()), axes, axis_types=(AxisType.Auto,) * len(axes), devices=devices
+        )
 
 
 def sharding(mesh: jax.sharding.Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
@@ -50,7 +52,9 @@ def sharding(mesh: jax.sharding.Mesh, axes: tuple[str | None, ...], shape: tuple
         names = (rule,) if isinstance(rule, str) else rule or ()
         return rule if size % math.prod(mesh.shape[name] for name in names) == 0 else None
 
-    return NamedSharding(mesh, PartitionSpec(*(place(axis, size) for axis, size in zip(axes, shape, strict=True))))
+    return NamedSharding(
+        mesh, PartitionSpec(*(place(axis, size) for axis, size in zip(axes, shape, strict=True)))
+    )
 
 
 def shardings(mesh: jax.sharding.Mesh, axes: Any, shapes: Any) -> Any:

@@ -1,10 +1,13 @@
-"""The tasks: pure functions from a batch to a scalar loss. The keyword-only arguments name the modules a task composes.
+"""The tasks: pure functions from a batch to a scalar loss. The keyword-only arguments name the modules a
+task composes.
 
-A batch is a flat dict of arrays: `clips` float `B T H W C` (an image is a clip of one frame), texts as ids `B S` that
-begin with the first special token and end in padding (0), `label` `B`. Where only part of a text is to be learned, a field
-`<text>_target` holds it, 0 elsewhere. With a `key`, modules drop out; without, they do not.
+A batch is a flat dict of arrays: `clips` float `B T H W C` (an image is a clip of one frame), texts as ids
+`B S` that begin with the first special token and end in padding (0), `label` `B`. Where only part of a text
+is to be learned, a field `<text>_target` holds it, 0 elsewhere. With a `key`, modules drop out; without,
+they do not.
 
-Objectives as in the mPLUG family's released code (ALBEF, mPLUG, mPLUG-2): caption and answer exactly mPLUG-2's.
+Objectives as in the mPLUG family's released code (ALBEF, mPLUG, mPLUG-2): caption and answer exactly
+mPLUG-2's.
 """
 
 from collections.abc import Mapping
@@ -55,7 +58,12 @@ def classify_vision(
     """`clips`, `label` -> cross-entropy."""
     route_key, head_key = split_key(key, 2)
     seen = see(
-        batch["clips"], vision=vision, universal=universal, temporal=temporal, connector=connector, key=route_key
+        batch["clips"],
+        vision=vision,
+        universal=universal,
+        temporal=temporal,
+        connector=connector,
+        key=route_key,
     )
     return cross_entropy(vision_classifier(seen, key=head_key), batch["label"]).mean()
 
@@ -73,7 +81,12 @@ def caption(
     """`clips`, `caption` -> mean negative log-likelihood of a caption's words."""
     route_key, decoder_key = split_key(key, 2)
     seen = see(
-        batch["clips"], vision=vision, universal=universal, temporal=temporal, connector=connector, key=route_key
+        batch["clips"],
+        vision=vision,
+        universal=universal,
+        temporal=temporal,
+        connector=connector,
+        key=route_key,
     )
     logits = decoder(batch["caption"][:, :-1], seen, key=decoder_key)
     return word_loss(logits, batch.get("caption_target", batch["caption"])[:, 1:])
@@ -91,10 +104,17 @@ def answer(
     temporal: Temporal | None = None,
     connector: Connector | None = None,
 ) -> Array:
-    """`clips`, `question`, `answer` [, `answer_weight` `B`] -> an answer's negative log-likelihood, summed over its words,
-    weighted, averaged over the batch."""
+    """`clips`, `question`, `answer` [, `answer_weight` `B`] -> an answer's negative log-likelihood, summed
+    over its words, weighted, averaged over the batch."""
     see_key, read_key, fusion_key, decoder_key = split_key(key, 4)
-    seen = see(batch["clips"], vision=vision, universal=universal, temporal=temporal, connector=connector, key=see_key)
+    seen = see(
+        batch["clips"],
+        vision=vision,
+        universal=universal,
+        temporal=temporal,
+        connector=connector,
+        key=see_key,
+    )
     tokens = read(batch["question"], text=text, universal=universal, key=read_key)
     memory, mask = fused_memory(seen, tokens, batch["question"], fusion=fusion, key=fusion_key)
     logits = decoder(batch["answer"][:, :-1], memory, mask, key=decoder_key)
@@ -115,7 +135,14 @@ def contrast(
 ) -> Array:
     """`clips`, `text` -> symmetric InfoNCE over the batch; equal texts are positives of each other."""
     see_key, read_key = split_key(key, 2)
-    seen = see(batch["clips"], vision=vision, universal=universal, temporal=temporal, connector=connector, key=see_key)
+    seen = see(
+        batch["clips"],
+        vision=vision,
+        universal=universal,
+        temporal=temporal,
+        connector=connector,
+        key=see_key,
+    )
     tokens = read(batch["text"], text=text, universal=universal, key=read_key)
     similarity = contrastive.vision(seen) @ contrastive.text(tokens).T / contrastive.temperature()
     return contrastive_loss(similarity, _same(batch["text"]))
@@ -136,11 +163,19 @@ def match(
 ) -> Array:
     """`clips`, `text` -> cross-entropy of "they belong together" over B true pairs and 2 B hard false ones.
 
-    The false partners are drawn by contrastive similarity, never with an equal text; without a key, the most similar.
+    The false partners are drawn by contrastive similarity, never with an equal text; without a key, the
+    most similar.
     """
     see_key, read_key, fusion_key, head_key, text_key, vision_key = split_key(key, 6)
     ids = batch["text"]
-    seen = see(batch["clips"], vision=vision, universal=universal, temporal=temporal, connector=connector, key=see_key)
+    seen = see(
+        batch["clips"],
+        vision=vision,
+        universal=universal,
+        temporal=temporal,
+        connector=connector,
+        key=see_key,
+    )
     tokens = read(ids, text=text, universal=universal, key=read_key)
     similarity = contrastive.vision(seen) @ contrastive.text(tokens).T / contrastive.temperature()
     similarity = jnp.where(_same(ids), -jnp.inf, jax.lax.stop_gradient(similarity))
@@ -165,13 +200,19 @@ def unmask(
     temporal: Temporal | None = None,
     connector: Connector | None = None,
 ) -> Array:
-    """`masked`, `masked_target` [, `clips`: then the words are also looked up in the picture] -> mean over hidden words."""
+    """`masked`, `masked_target` [, `clips`: then the words are also looked up in the picture] -> mean over
+    hidden words."""
     see_key, read_key, fusion_key = split_key(key, 3)
     ids = batch["masked"]
     tokens = read(ids, text=text, universal=universal, key=read_key)
     if "clips" in batch and vision is not None and fusion is not None:
         seen = see(
-            batch["clips"], vision=vision, universal=universal, temporal=temporal, connector=connector, key=see_key
+            batch["clips"],
+            vision=vision,
+            universal=universal,
+            temporal=temporal,
+            connector=connector,
+            key=see_key,
         )
         _, tokens = fusion(seen, tokens, padding_mask(ids), key=fusion_key)
     return word_loss(unmasker(tokens, text.words), batch["masked_target"])
@@ -189,14 +230,19 @@ def complete(
     temporal: Temporal | None = None,
     connector: Connector | None = None,
 ) -> Array:
-    """Prefix language model: `text` is read [, with `clips`: while looking at them], `target` is its continuation -> mean
-    negative log-likelihood of the target's words."""
+    """Prefix language model: `text` is read [, with `clips`: while looking at them], `target` is its
+    continuation -> mean negative log-likelihood of the target's words."""
     see_key, read_key, fusion_key, decoder_key = split_key(key, 4)
     ids = batch["text"]
     memory, mask = read(ids, text=text, universal=universal, key=read_key), padding_mask(ids)
     if "clips" in batch and vision is not None and fusion is not None:
         seen = see(
-            batch["clips"], vision=vision, universal=universal, temporal=temporal, connector=connector, key=see_key
+            batch["clips"],
+            vision=vision,
+            universal=universal,
+            temporal=temporal,
+            connector=connector,
+            key=see_key,
         )
         memory, mask = fused_memory(seen, memory, ids, fusion=fusion, key=fusion_key)
     logits = decoder(batch["target"][:, :-1], memory, mask, key=decoder_key)

@@ -23,7 +23,8 @@ MODULES = (
     "unmasker",
 )
 
-# objective: its share of the size's batch, the weight of its loss. Those of equal share on pictures see the same ones.
+# objective: its share of the size's batch, the weight of its loss. Those of equal share on pictures see the
+# same ones.
 MIXTURE = {
     "image_caption": (1.0, 1.0),
     "image_answer": (1.0, 0.5),
@@ -61,7 +62,11 @@ def recipe(size: Size, objectives: Iterable[str] = tuple(MIXTURE)) -> Recipe:
     return size.recipe(
         "pretrain",
         MODULES,
-        {name: size.objective(name, share=share, weight=weight) for name, (share, weight) in MIXTURE.items() if name in objectives},
+        {
+            name: size.objective(name, share=share, weight=weight)
+            for name, (share, weight) in MIXTURE.items()
+            if name in objectives
+        },
         EVALUATIONS,
     )
 

@@ -1,7 +1,8 @@
 """`mplug2 quickstart`: what the zoo is, in a few minutes, on real handwriting and without a network.
 
-Composes the shipped modules and scores them on glyphs they never saw; trains the multi-task pretraining recipe from scratch
-for a few minutes and scores that too; writes both, with pictures of what was said, to one page.
+Composes the shipped modules and scores them on glyphs they never saw; trains the multi-task pretraining
+recipe from scratch for a few minutes and scores that too; writes both, with pictures of what was said, to
+one page.
 """
 
 import argparse
@@ -47,7 +48,9 @@ def main(argv: list[str] | None = None) -> int:
 
     def score(model: str, name: str) -> None:
         network, params = models[model]
-        scores[model] = evaluate(network, params, recipe, tokenizer, limit=asked.limit, predictions=out / name)
+        scores[model] = evaluate(
+            network, params, recipe, tokenizer, limit=asked.limit, predictions=out / name
+        )
         scores[model].save(out / f"{name}.json")
         console.print(scores[model].table())
 
@@ -56,7 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     models[SHIPPED] = hub.compose(*cards.values())
     score(SHIPPED, "shipped")
 
-    say(f"2 of 4  training {recipe.name} from scratch: {recipe.steps} steps of {', '.join(recipe.objectives)}")
+    say(
+        f"2 of 4  training {recipe.name} from scratch: {recipe.steps} steps of {', '.join(recipe.objectives)}"
+    )
     outcome = train(recipe, out / "run", source=RECIPE, overrides=asked.overrides)
     if not outcome.finished:
         return 130
@@ -68,14 +73,16 @@ def main(argv: list[str] | None = None) -> int:
 
     say("4 of 4  drawing the report")
     predictors = {
-        model: Predictor(network, params, tokenizer, recipe.preprocessing) for model, (network, params) in models.items()
+        model: Predictor(network, params, tokenizer, recipe.preprocessing)
+        for model, (network, params) in models.items()
     }
     report = Report(
         title="mplug2: quickstart",
         about=_about(recipe, scores[SCRATCH], outcome.step, time.perf_counter() - began),
         scores={model: results.as_json()["tasks"] for model, results in scores.items()},
         curves=_curves(out / "run", recipe),
-        exhibits=_exhibits(predictors, frames=1, count=18) + _exhibits(predictors, frames=recipe.preprocessing.frames),
+        exhibits=_exhibits(predictors, frames=1, count=18)
+        + _exhibits(predictors, frames=recipe.preprocessing.frames),
     )
     report.write(out / "report.html")
     say(f"done. The report is {(out / 'report.html').resolve()}")
@@ -85,8 +92,8 @@ def main(argv: list[str] | None = None) -> int:
 def _about(recipe: Recipe, results: Results, steps: int, seconds: float) -> list[str]:
     facts = {**results.facts, "commit": results.commit, "steps": steps, "minutes": round(seconds / 60, 1)}
     return [
-        "Digits that people wrote, composed into pictures and short videos. Every score is on glyphs of the test split; "
-        f"the shipped modules were trained longer, by the recipe {recipes.find('pretrain').name}.",
+        "Digits that people wrote, composed into pictures and short videos. Every score is on glyphs of the "
+        f"test split; the shipped modules were trained longer, by the recipe {recipes.find('pretrain').name}.",
         json.dumps(facts, default=str),
     ]
 
@@ -97,7 +104,8 @@ def _curves(run: Path, recipe: Recipe) -> dict[str, list[tuple[int, float]]]:
 
 
 def _exhibits(predictors: Mapping[str, Predictor], *, frames: int, count: int = 10) -> list[Exhibit]:
-    """Test scenes with a caption and an answer by every model; half of them are ones that some model gets wrong."""
+    """Test scenes with a caption and an answer by every model; half of them are ones that some model gets
+    wrong."""
     source = Handwriting("scene", frames).source("test")
     examples = [source[index] for index in range(min(len(source), 8 * count))]
     clips = np.stack([example["clips"] for example in examples])
@@ -113,18 +121,22 @@ def _exhibits(predictors: Mapping[str, Predictor], *, frames: int, count: int = 
         Exhibit(example["clips"], {model: sayings[index] for model, sayings in said.items()})
         for index, example in enumerate(examples)
     ]
-    wrong = [one for one in exhibits if not all(saying.right for sayings in one.sayings.values() for saying in sayings)]
-    right = [one for one in exhibits if not any(one is other for other in wrong)]
-    return (wrong[: count // 2] + right)[:count]
+    wrong = [one for one in exhibits if not one.right]
+    return (wrong[: count // 2] + [one for one in exhibits if one.right])[:count]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mplug2 quickstart",
-        description="Score the shipped modules on unseen handwriting, train the pretraining recipe from scratch for a few "
-        "minutes, score that too, and write a page that shows both. Started again, it continues.",
+        description="Score the shipped modules on unseen handwriting, train the pretraining recipe from "
+        "scratch for a few minutes, score that too, and write a page that shows both. "
+        "Started again, it continues.",
     )
     parser.add_argument("overrides", nargs="*", metavar="field=value", help=f"fields of the recipe {RECIPE}")
-    parser.add_argument("--out", type=Path, default=Path("quickstart"), help="where everything goes (default: quickstart)")
-    parser.add_argument("--limit", type=int, default=300, help="test examples of each evaluation (default: 300)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("quickstart"), help="where everything goes (default: quickstart)"
+    )
+    parser.add_argument(
+        "--limit", type=int, default=300, help="test examples of each evaluation (default: 300)"
+    )
     return parser

@@ -1,10 +1,11 @@
 """Checkpoints of a run: Orbax behind one thin adapter. Files: `RUN/checkpoints/STEP/ITEM/...`.
 
-An item for each trained module (`vision`, ...) and each module's running average (`ema.vision`, ...), so that whoever
-needs one module reads one; `optimizer`, `window` (sums behind the next line of the log); `iterator` and `metadata`, JSON.
-Frozen modules are not copied: `metadata` records the sha256 of their arrays.
+An item for each trained module (`vision`, ...) and each module's running average (`ema.vision`, ...), so that
+whoever needs one module reads one; `optimizer`, `window` (sums behind the next line of the log); `iterator`
+and `metadata`, JSON. Frozen modules are not copied: `metadata` records the sha256 of their arrays.
 
-Saving goes on in the background. A checkpoint is complete when `files.json`, written last, names the sha256 of its files.
+Saving goes on in the background. A checkpoint is complete when `files.json`, written last, names the sha256
+of its files.
 """
 
 import gc
@@ -34,8 +35,8 @@ RESERVED = ("optimizer", "window", *JSON_ITEMS)
 """Items that are not modules."""
 
 Wanted = Mapping[str, Any] | Callable[[Path], Mapping[str, Any]]
-"""What to read: a tree of `jax.ShapeDtypeStruct` (with a sharding) for each item, None for a JSON item; or a function
-that says so once it has seen the checkpoint's folder."""
+"""What to read: a tree of `jax.ShapeDtypeStruct` (with a sharding) for each item, None for a JSON item; or a
+function that says so once it has seen the checkpoint's folder."""
 
 
 class Checkpoints:
@@ -50,21 +51,24 @@ class Checkpoints:
     @property
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
-        return sorted(int(seal.parent.name) for seal in self.folder.glob(f"*/{SEAL}") if seal.parent.name.isdigit())
+        return sorted(
+            int(seal.parent.name) for seal in self.folder.glob(f"*/{SEAL}") if seal.parent.name.isdigit()
+        )
 
     def path(self, step: int) -> Path:
         return self.folder / str(step)
 
     def save(self, step: int, items: Mapping[str, Any]) -> None:
-        """Begins to save `items` by name (trees of arrays; `iterator` and `metadata` JSON). Their buffers may be donated
-        as soon as this returns. Raises CheckpointError if this save, or the one before, could not be written."""
+        """Begins to save `items` by name (trees of arrays; `iterator` and `metadata` JSON). Their buffers may
+        be donated as soon as this returns. Raises CheckpointError if this save, or the one before, could not
+        be written."""
         self.wait()
         if step in self.steps:
             return
         with _explained(self.path(step)):
             self.folder.mkdir(parents=True, exist_ok=True)
             with _context():
-                saving = ocp.save_checkpointables_async(self.path(step), dict(items))
+                saving = ocp.save_checkpointables_async(str(self.path(step)), dict(items))
         self._saving = threading.Thread(target=self._finish, args=(step, saving), name="mplug2-checkpoint")
         self._saving.start()
 
@@ -104,7 +108,8 @@ class Checkpoints:
         return None
 
     def continue_from(self, step: int) -> None:
-        """Removes what is not a complete checkpoint of `step` or earlier: damaged ones, and what a crash left."""
+        """Removes what is not a complete checkpoint of `step` or earlier: damaged ones, and what a crash
+        left."""
         kept = {str(complete) for complete in self.steps if complete <= step}
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
             if path.name not in kept:
@@ -120,18 +125,25 @@ def _explained(path: Path) -> Iterator[None]:
         for left in (path, *path.parent.glob(f"{path.name}.*")):
             shutil.rmtree(left, ignore_errors=True)
         kept = Checkpoints(path.parent.parent).steps
-        before = f"checkpoint {kept[-1]} is whole and the run continues from it" if kept else "there is no earlier one"
-        raise CheckpointError(f"checkpoint {path} could not be written ({_brief(error)}); {before}") from error
+        before = (
+            f"checkpoint {kept[-1]} is whole and the run continues from it"
+            if kept
+            else "there is no earlier one"
+        )
+        raise CheckpointError(
+            f"checkpoint {path} could not be written ({_brief(error)}); {before}"
+        ) from error
 
 
 def restore_modules(
     run_dir: Path | str, names: Iterable[str] | None = None, *, ema: bool = True
 ) -> tuple[int, Parameters]:
-    """(step, {module: parameters}) of the newest readable checkpoint of a run: the modules `names`, or all that were
-    trained; their running averages if the run keeps them and `ema`. Reads nothing else; arrays lie on the first device.
+    """(step, {module: parameters}) of the newest readable checkpoint of a run: the modules `names`, or all
+    that were trained; their running averages if the run keeps them and `ema`. Reads nothing else; arrays lie
+    on the first device.
 
-    Frozen modules are not in a run: compose them from their cards. Raises CheckpointError if there is no checkpoint, or
-    a module was not trained in this run.
+    Frozen modules are not in a run: compose them from their cards. Raises CheckpointError if there is no
+    checkpoint, or a module was not trained in this run.
     """
 
     def wanted(path: Path) -> dict[str, Any]:
@@ -144,10 +156,12 @@ def restore_modules(
             )
         items = [AVERAGE + name if ema and AVERAGE + name in there else name for name in chosen]
         with _context():
-            stored = ocp.checkpointables_metadata(path).metadata
+            stored = ocp.checkpointables_metadata(str(path)).metadata
         first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         return {
-            item: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=first), stored[item])
+            item: jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=first), stored[item]
+            )
             for item in items
         }
 
@@ -177,7 +191,7 @@ def _load(path: Path, wanted: Wanted) -> dict[str, Any]:
         items = wanted(path) if callable(wanted) else wanted
         _verify(path, items)
         with _context():
-            return ocp.load_checkpointables(path, dict(items))
+            return ocp.load_checkpointables(str(path), dict(items))
     except (CheckpointError, _Damaged):
         raise
     except Exception as error:  # whatever a damaged file makes Orbax raise
@@ -195,7 +209,8 @@ def _seal(path: Path) -> None:
 
 
 def _verify(path: Path, items: Iterable[str]) -> None:
-    """Orbax notices a missing file, not a changed byte. Raises _Damaged if a file of `items` is not as it was sealed."""
+    """Orbax notices a missing file, not a changed byte. Raises _Damaged if a file of `items` is not as it was
+    sealed."""
     sums = json.loads((path / SEAL).read_text())
     for item in items:
         files = [place for place in sums if place.startswith(f"{item}/")]

@@ -1,7 +1,8 @@
 """The logbook of a run: metrics.jsonl, TensorBoard events (without TensorFlow), and progress on the screen.
 
-A line of metrics.jsonl is one JSON object: `step`, the metrics of the window that ends there, `examples_per_second`,
-`seconds` since the training step was compiled. On a terminal progress is a bar, elsewhere a plain line now and then.
+A line of metrics.jsonl is one JSON object: `step`, the metrics of the window that ends there,
+`examples_per_second`, `seconds` since the training step was compiled. On a terminal progress is a bar,
+elsewhere a plain line now and then.
 """
 
 import json
@@ -19,9 +20,12 @@ PLAIN_SECONDS = 10.0  # between plain lines
 
 
 class Logbook:
-    """Opened at `step`: what an earlier session logged later than that is taken back, since it will be done again."""
+    """Opened at `step`: what an earlier session logged later than that is taken back, since it will be done
+    again."""
 
-    def __init__(self, folder: Path, *, name: str, step: int, steps: int, examples: int, console: Console | None = None):
+    def __init__(
+        self, folder: Path, *, name: str, step: int, steps: int, examples: int, console: Console | None = None
+    ):
         self.steps, self.examples = steps, examples
         path = folder / METRICS
         kept = [line for line in read_metrics(folder) if line["step"] <= step]

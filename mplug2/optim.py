@@ -1,4 +1,5 @@
-"""The optimizer that a recipe asks for: AdamW over the trained modules, warm-up + cosine, clipping, a rate per module.
+"""The optimizer that a recipe asks for: AdamW over the trained modules, warm-up + cosine, clipping, a rate
+per module.
 
 Frozen modules never come here: their parameters are not differentiated and have no moments. AdamW as in
 arXiv:1711.05101 (decay times the learning rate, applied to what the step began with), moments in float32.
@@ -7,11 +8,9 @@ arXiv:1711.05101 (decay times the learning rate, applied to what the step began 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from mplug2.network import Parameters
 from mplug2.recipe import AdamW
 from mplug2.roles import Array
 
@@ -20,10 +19,11 @@ TABLES_KEPT = frozenset({"positions", "types", "latents"})
 
 
 def decayed(axes: Mapping[str, Any]) -> dict[str, Any]:
-    """Which parameters weight decay pulls to zero: `Network.axes` -> the same tree with a bool for every parameter.
+    """Which parameters weight decay pulls to zero: `Network.axes` -> the same tree with a bool for every
+    parameter.
 
-    Kernels and word tables are. Not so what has at most one axis beside `layers` (norms, biases, the class token, the
-    temperature) and the TABLES_KEPT.
+    Kernels and word tables are. Not so what has at most one axis beside `layers` (norms, biases, the class
+    token, the temperature) and the TABLES_KEPT.
     """
 
     def decays(name: str, value: Any) -> Any:
@@ -34,14 +34,14 @@ def decayed(axes: Mapping[str, Any]) -> dict[str, Any]:
     return {name: decays(name, value) for name, value in axes.items()}
 
 
-def schedule(settings: AdamW, steps: int) -> Callable[[Array | int], Array]:
+def schedule(settings: AdamW, steps: int) -> Callable[[Any], Array]:
     """Steps done before -> learning rate of the next one.
 
-    The rate rises linearly to its peak at step `warmup` (counted from 1; the first step already learns), then falls as a
-    half cosine to `final` times the peak at step `steps`, and stays there.
+    The rate rises linearly to its peak at step `warmup` (counted from 1; the first step already learns), then
+    falls as a half cosine to `final` times the peak at step `steps`, and stays there.
     """
 
-    def rate(done: Array | int) -> Array:
+    def rate(done: Any) -> Array:
         step = jnp.asarray(done, jnp.float32) + 1
         rise = step / max(settings.warmup, 1)
         fallen = jnp.clip((step - settings.warmup) / max(steps - settings.warmup, 1), 0.0, 1.0)
@@ -54,8 +54,8 @@ def schedule(settings: AdamW, steps: int) -> Callable[[Array | int], Array]:
 def optimizer(
     settings: AdamW, steps: int, axes: Mapping[str, Any], rates: Mapping[str, float]
 ) -> optax.GradientTransformation:
-    """AdamW for the modules of `axes` (`Network.axes` of the trained ones); `rates` are factors of the learning rate by
-    module, 1 where unsaid. Gradients and parameters are `{module: nested dict}`."""
+    """AdamW for the modules of `axes` (`Network.axes` of the trained ones); `rates` are factors of the
+    learning rate by module, 1 where unsaid. Gradients and parameters are `{module: nested dict}`."""
     adamw = optax.adamw(
         schedule(settings, steps),
         b1=settings.beta1,
@@ -71,12 +71,7 @@ def optimizer(
 def _by_module(rates: Mapping[str, float]) -> optax.GradientTransformation:
     """Multiplies a module's whole update, decay included, as its own learning rate would."""
 
-    def scaled(updates: Parameters, params: Parameters | None = None) -> Parameters:
-        return {
-            module: jax.tree.map(lambda update, rate=rates.get(module, 1.0): update * rate, tree)
-            if rates.get(module, 1.0) != 1.0
-            else tree
-            for module, tree in updates.items()
-        }
+    def scaled(updates: Any, params: Any = None) -> Any:
+        return {module: optax.tree.scale(rates.get(module, 1.0), tree) for module, tree in updates.items()}
 
     return optax.stateless(scaled)

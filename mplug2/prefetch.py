@@ -1,4 +1,5 @@
-"""Batches on their devices before they are needed: a background thread reads the stream and places its arrays."""
+"""Batches on their devices before they are needed: a background thread reads the stream and places its
+arrays."""
 
 import queue
 import threading
@@ -11,7 +12,7 @@ from mplug2.roles import Array
 
 
 class Batches(Iterator[dict[str, dict[str, np.ndarray]]], Protocol):
-    """What training reads: an iterator of `{objective: batch}` whose position can be told and set, as JSON."""
+    """What training reads: an iterator of `{feed: batch}` whose position can be told and set, as JSON."""
 
     def get_state(self) -> Any: ...
 
@@ -19,7 +20,8 @@ class Batches(Iterator[dict[str, dict[str, np.ndarray]]], Protocol):
 
 
 class Ready(NamedTuple):
-    """One step's batches on the devices, the example ids in them by objective, and the stream's position after them."""
+    """One step's batches on the devices, the example ids in them by feed, and the stream's position after
+    them."""
 
     arrays: dict[str, dict[str, Array]]
     ids: dict[str, list[int]]
@@ -44,8 +46,15 @@ class Prefetch:
             try:
                 step = next(self._batches)
                 item = Ready(
-                    {name: {k: self._place(v) for k, v in batch.items() if k != "index"} for name, batch in step.items()},
-                    {name: np.asarray(batch["index"]).tolist() for name, batch in step.items() if "index" in batch},
+                    {
+                        name: {k: self._place(v) for k, v in batch.items() if k != "index"}
+                        for name, batch in step.items()
+                    },
+                    {
+                        name: np.asarray(batch["index"]).tolist()
+                        for name, batch in step.items()
+                        if "index" in batch
+                    },
                     self._batches.get_state(),
                 )
             except Exception as error:  # the stream's own, StopIteration included: the caller's to handle

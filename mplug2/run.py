@@ -5,7 +5,8 @@
     metrics.jsonl      one object a line of the log; also tensorboard/
     checkpoints/       see mplug2.checkpoint
 
-A directory belongs to one recipe: `fingerprint` covers all that decides what is computed, and nothing else (OPERATION).
+A directory belongs to one recipe: `fingerprint` covers all that decides what is computed, and nothing else
+(OPERATION).
 """
 
 import dataclasses
@@ -35,8 +36,8 @@ DEFAULT_FOLDER = Path("runs")
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run directory that has been opened or begun. `recipe` is the name that finds the recipe again, `overrides` what
-    was changed on the command line, `settings` every field that counts, flat, as text."""
+    """A run directory that has been opened or begun. `recipe` is the name that finds the recipe again,
+    `overrides` what was changed on the command line, `settings` every field that counts, flat, as text."""
 
     path: Path
     recipe: str
@@ -51,7 +52,11 @@ class Run:
         return self.sessions[-1]["commit"] if self.sessions else "unknown"
 
     def write(self) -> None:
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "path"}
+        values = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name != "path"
+        }
         write_json(self.path / "run.json", values)
 
 
@@ -71,12 +76,15 @@ def read_run(path: Path | str) -> Run:
     except FileNotFoundError:
         raise CheckpointError(f"{path} is not a run directory: it has no run.json") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path / 'run.json'} cannot be read: {type(error).__name__}: {error}") from None
+        raise CheckpointError(
+            f"{path / 'run.json'} cannot be read: {type(error).__name__}: {error}"
+        ) from None
 
 
 def open_run(path: Path | str, recipe: Recipe, source: str = "", overrides: Sequence[str] = ()) -> Run:
-    """The run directory of `recipe`, begun or continued, with one session more. `source` and `overrides` find the recipe
-    again later. Raises RecipeError that lists the fields in which the directory's own recipe differs."""
+    """The run directory of `recipe`, begun or continued, with one session more. `source` and `overrides` find
+    the recipe again later. Raises RecipeError that lists the fields in which the directory's own recipe
+    differs."""
     path, told = Path(path), settings(recipe)
     if (path / "run.json").exists():
         run = read_run(path)
@@ -101,7 +109,8 @@ def default_folder(recipe: Recipe) -> Path:
 
 
 def settings(recipe: Recipe) -> dict[str, str]:
-    """Every field of a recipe that decides what is computed, flat: `{"optimizer.learning_rate": "0.001", ...}`."""
+    """Every field of a recipe that decides what is computed, flat: `{"optimizer.learning_rate": "0.001",
+    ...}`."""
     fields = _described(recipe)
     return flat({name: value for name, value in fields.items() if name not in OPERATION})
 
@@ -140,7 +149,9 @@ def _name(thing: Any) -> str:
 
 def _differences(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str:
     names = sorted(name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name))
-    told = [f"{name} is {theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} here" for name in names]
+    told = [
+        f"{name} is {theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} here" for name in names
+    ]
     return "; ".join(told[:8]) + (f"; and {len(told) - 8} fields more" if len(told) > 8 else "")
 
 
@@ -151,7 +162,9 @@ def _session() -> dict[str, Any]:
         "versions": {
             "mplug2": mplug2.__version__,
             "python": platform.python_version(),
-            **{name: metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "numpy")},
+            **{
+                name: metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "numpy")
+            },
         },
         "machine": {
             "host": platform.node(),

@@ -1,11 +1,13 @@
 """The training step: one pure function of state, frozen parameters and batches, compiled once.
 
-State is a dict: `step` (steps done), `params` and, if the recipe keeps a running average, `ema` (`{module: nested dict}`
-of the trained modules), `moments` of the optimizer, `window` (sums of the metrics since the last line of the log) and
-`bad` (the first step whose numbers were not finite, with them). Frozen modules are an argument, never differentiated.
+State is a dict: `step` (steps done), `params` and, if the recipe keeps a running average, `ema` (`{module:
+nested dict}` of the trained modules), `moments` of the optimizer, `window` (sums of the metrics since the
+last line of the log) and `bad` (the first step whose numbers were not finite, with them). Frozen modules are
+an argument, never differentiated.
 
-`batches` are by feed (`Recipe.feeds`). Every objective's loss is computed in every step; what is minimised is their sum by weight. With accumulation, a batch is
-cut into `accumulate` parts whose gradients are averaged (a contrastive loss then sees only its part as negatives).
+Batches are by feed (`Recipe.feeds`). Every objective's loss is computed in every step; what is minimised is
+their sum by weight. With accumulation, a batch is cut into `accumulate` parts whose gradients are averaged (a
+contrastive loss then sees only its part as negatives).
 """
 
 from collections.abc import Callable, Mapping
@@ -28,6 +30,9 @@ Metrics = dict[str, Any]
 Batches = Mapping[str, Mapping[str, Array]]
 
 NEVER = -1
+KEYS = "rbg"
+"""XLA's own generator of random bits. JAX's default is written out in every program that drops something, and
+on CPUs compiling those copies takes several times as long as everything else together."""
 
 
 def trained(recipe: Recipe) -> list[str]:
@@ -41,15 +46,16 @@ def trained(recipe: Recipe) -> list[str]:
 class Trainer:
     """A recipe and its network made ready to train: `begin`, `step`, and where everything lies.
 
-    On one device nothing is sharded; on a mesh parameters, moments and averages follow the table of mplug2.sharding.
+    On one device nothing is sharded; on a mesh parameters, moments and averages follow the table of
+    mplug2.sharding.
     """
 
     def __init__(self, recipe: Recipe, network: Network):
         for name, objective in recipe.objectives.items():
             if objective.batch % recipe.accumulate:
                 raise RecipeError(
-                    f"objective {name}: a batch of {objective.batch} does not divide into {recipe.accumulate} parts"
-                    " (accumulate)"
+                    f"objective {name}: a batch of {objective.batch} does not divide into"
+                    f" {recipe.accumulate} parts (accumulate)"
                 )
         self.recipe, self.network = recipe, network
         self.names = trained(recipe)
@@ -58,24 +64,26 @@ class Trainer:
         self.optimizer = optim.optimizer(recipe.optimizer, recipe.steps, axes, recipe.learning_rates)
         self.mesh = recipe.mesh.build()
         self.shardings = self._state_shardings() if self.mesh.size > 1 else None
-        placed = {} if self.shardings is None else {"out_shardings": (self.shardings, self._replicated)}
+        placed = None if self.shardings is None else (self.shardings, self._replicated)
         self.step: Callable[[State, Parameters, Batches], tuple[State, Metrics]]
-        self.step = jax.jit(self._step, donate_argnums=0, **placed)
-        """(state, frozen parameters, batches) -> (state, metrics). The state's buffers are reused, do not keep them."""
+        self.step = jax.jit(self._step, donate_argnums=0, out_shardings=placed)
+        """(state, frozen parameters, batches) -> (state, metrics). The state's buffers are reused, do not
+        keep them."""
 
-    # -----------------------------------------------------------------------------------------------------------------
+    # --------------------------------------------------------------------------------------------------------
     # State
 
     def begin(self, params: Parameters) -> State:
         """The state before the first step. `params` (all modules', or the trained ones') are copied."""
         state = jax.jit(self._state)({name: params[name] for name in self.names})
-        # A copy that jit cannot see through: it would hand an argument's own buffer on, which is not ours to donate.
-        return jax.tree.map(jnp.copy, state) if self.shardings is None else self.place(jax.tree.map(jnp.copy, state))
+        # A copy that jit cannot see through: it hands on arguments as they are, not ours to donate.
+        state = jax.tree.map(jnp.copy, state)
+        return state if self.shardings is None else jax.device_put(state, self.shardings)
 
     def _state(self, params: Parameters) -> State:
         zero = jnp.zeros((), jnp.float32)
         metrics = ("loss", *(f"loss/{name}" for name in self.recipe.objectives), "gradient_norm")
-        state = {
+        state: State = {
             "step": jnp.zeros((), jnp.int32),
             "params": params,
             "moments": self.optimizer.init(params),
@@ -95,16 +103,13 @@ class Trainer:
             lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places
         )
 
-    def place(self, state: State) -> State:
-        return jax.device_put(state, self.shardings)
-
     def place_frozen(self, params: Parameters) -> Parameters:
         """The frozen modules of `params` on their devices."""
         frozen = {name: tree for name, tree in params.items() if name not in self.names}
         if self.shardings is None:
             return jax.device_put(frozen)
-        shapes = {name: self.network.shapes[name] for name in frozen}
-        return jax.device_put(frozen, sharding.shardings(self.mesh, {n: self.network.axes[n] for n in frozen}, shapes))
+        axes = {name: self.network.axes[name] for name in frozen}
+        return jax.device_put(frozen, sharding.shardings(self.mesh, axes, frozen))
 
     def place_batch(self, array: Any) -> Array:
         """One array of a batch (this process's share of it) on its devices."""
@@ -130,7 +135,7 @@ class Trainer:
         )
         return places | {name: params for name in ("params", "ema") if name in state}
 
-    # -----------------------------------------------------------------------------------------------------------------
+    # --------------------------------------------------------------------------------------------------------
     # Step
 
     def loss(
@@ -176,10 +181,10 @@ class Trainer:
 
     def _step(self, state: State, frozen: Parameters, batches: Batches) -> tuple[State, Metrics]:
         recipe, done = self.recipe, state["step"]
-        key = jax.random.fold_in(jax.random.key(recipe.seed), done) if recipe.dropout else None
+        key = jax.random.fold_in(jax.random.key(recipe.seed, impl=KEYS), done) if recipe.dropout else None
         (total, losses), gradients = self.gradients(state["params"], frozen, batches, key)
         updates, moments = self.optimizer.update(gradients, state["moments"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
+        params: Any = optax.apply_updates(state["params"], updates)
 
         values = {"loss": total, **{f"loss/{name}": loss for name, loss in losses.items()}}
         values["gradient_norm"] = optax.tree.norm(gradients)
@@ -191,12 +196,15 @@ class Trainer:
         count = new["window"]["count"]
         metrics = {name: total / count for name, total in new["window"]["sums"].items()}
         # Outputs of their own, since the state's buffers are donated to the next step.
-        return new, {"metrics": metrics | {"learning_rate": self.rate(done)}, "bad": jax.tree.map(jnp.copy, new["bad"])}
+        return new, {
+            "metrics": metrics | {"learning_rate": self.rate(done)},
+            "bad": jax.tree.map(jnp.copy, new["bad"]),
+        }
 
 
 def averaged(ema: Parameters, params: Parameters, decay: float, done: Array | int) -> Parameters:
-    """The running average after one step more, `done` steps having gone before: `d * ema + (1 - d) * params` with
-    `d = min(decay, (1 + done) / (10 + done))`, so that the random start is soon forgotten."""
+    """The running average after one step more, `done` steps having gone before: `d * ema + (1 - d) * params`
+    with `d = min(decay, (1 + done) / (10 + done))`, so that the random start is soon forgotten."""
     done = jnp.asarray(done, jnp.float32)
     share = jnp.minimum(decay, (1 + done) / (10 + done))
     return jax.tree.map(lambda old, new: share * old + (1 - share) * new, ema, params)
@@ -214,4 +222,6 @@ def _first_bad(bad: State, values: Mapping[str, Array], step: Array) -> State:
     """Keeps the first step at which something was not finite, and its numbers."""
     finite = jnp.stack([jnp.isfinite(value) for value in values.values()]).all()
     happened = (bad["step"] == NEVER) & ~finite
-    return jax.tree.map(lambda new, old: jnp.where(happened, new, old), {"step": step, "values": dict(values)}, bad)
+    return jax.tree.map(
+        lambda new, old: jnp.where(happened, new, old), {"step": step, "values": dict(values)}, bad
+    )

@@ -1,7 +1,9 @@
-"""Training: `train(recipe, run_dir)` begins a run, or continues it exactly where its newest checkpoint stands.
+"""Training: `train(recipe, run_dir)` begins a run, or continues it exactly where its newest checkpoint
+stands.
 
-The loop hands batches to the compiled step (mplug2.step) and never waits for a step that was just begun: metrics stay on
-the devices until a line of the log is due. Ctrl-C or SIGTERM finishes the step, saves and returns; a second one aborts.
+The loop hands batches to the compiled step (mplug2.step) and never waits for a step that was just begun:
+metrics stay on the devices until a line of the log is due. Ctrl-C or SIGTERM finishes the step, saves and
+returns; a second one aborts.
 """
 
 import dataclasses
@@ -38,8 +40,8 @@ class DivergedError(Mplug2Error):
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a session ended: at `step`, `finished` or interrupted. `params` are all modules'; `ema` the running averages
-    of the trained ones (empty if the recipe keeps none)."""
+    """How a session ended: at `step`, `finished` or interrupted. `params` are all modules'; `ema` the running
+    averages of the trained ones (empty if the recipe keeps none)."""
 
     run: Run
     step: int
@@ -59,11 +61,12 @@ def train(
 ) -> Outcome:
     """Trains `recipe` up to its number of steps; everything is kept in `run_dir`.
 
-    `source` and `overrides` are how the recipe was found, for whoever reads the run later. `batches` (default: the
-    recipe's own data) and `composed` (default: the network assembled as the modes and cards say) may be given.
+    `source` and `overrides` are how the recipe was found, for whoever reads the run later. `batches`
+    (default: the recipe's own data) and `composed` (default: the network assembled as the modes and cards
+    say) may be given.
 
-    Raises RecipeError if `run_dir` holds a run of another recipe, CheckpointError if it cannot be read or written,
-    DivergedError with the step, the tasks and the example ids when a loss is not finite.
+    Raises RecipeError if `run_dir` holds a run of another recipe, CheckpointError if it cannot be read or
+    written, DivergedError with the step, the tasks and the example ids when a loss is not finite.
     """
     run = open_run(run_dir, recipe, source, overrides)
     if composed is None:
@@ -92,7 +95,9 @@ class _Session:
     def __init__(self, run: Run, recipe: Recipe, network: Network, params: Parameters):
         self.run, self.recipe = run, recipe
         self.trainer = Trainer(recipe, network)
-        self.frozen_hashes = {name: fingerprint(params[name]) for name in params if name not in self.trainer.names}
+        self.frozen_hashes = {
+            name: fingerprint(params[name]) for name in params if name not in self.trainer.names
+        }
         self.checkpoints = Checkpoints(run.path, recipe.keep)
         self.params = params
         self.position: Any = None
@@ -136,9 +141,10 @@ class _Session:
                 self._save(step, state)
             self.checkpoints.wait()
             if step < recipe.steps:
-                logbook.say(f"{self.run.path}: stopped after step {step} of {recipe.steps}; the same command continues")
+                ended = f"stopped after step {step} of {recipe.steps}; the same command continues"
             else:
-                logbook.say(f"{self.run.path}: finished after step {step}")
+                ended = f"finished after step {step}"
+            logbook.say(f"{self.run.path}: {ended}")
         return self._outcome(step, state)
 
     def _next(self, feed: Prefetch) -> Any:
@@ -148,7 +154,8 @@ class _Session:
             raise DataError("the stream of batches has ended before the recipe's last step") from None
 
     def _settle(self, logbook: Logbook, *, down_to: int) -> None:
-        """Waits until at most `down_to` begun steps are not done; writes the lines of the log that are due."""
+        """Waits until at most `down_to` begun steps are not done; writes the lines of the log that are
+        due."""
         while len(self.begun) > down_to:
             step, metrics = self.begun.popleft()
             due = step % self.recipe.log_every == 0 or step == self.recipe.steps
@@ -171,14 +178,23 @@ class _Session:
         ids = dict(self.recent)[step]
         values = {name.removeprefix("loss/"): float(value) for name, value in bad["values"].items()}
         tasks = [name for name in self.recipe.objectives if not _finite(values[name])]
-        told = [f"the loss of {name} is {values[name]} (examples {ids.get(self.recipe.feed_of(name), 'unknown')})" for name in tasks]
+        told = [
+            f"the loss of {name} is {values[name]} (examples {ids.get(self.recipe.feed_of(name), 'unknown')})"
+            for name in tasks
+        ]
         if not tasks:
-            told = [f"the losses are finite but the gradient's norm is {values['gradient_norm']} (examples {ids})"]
+            told = [
+                f"the losses are finite but the gradient's norm is {values['gradient_norm']} (examples {ids})"
+            ]
         steps = self.checkpoints.steps
-        before = f"the newest checkpoint, of step {steps[-1]}, is from before" if steps else "there is no checkpoint yet"
+        before = (
+            f"the newest checkpoint, of step {steps[-1]}, is from before"
+            if steps
+            else "there is no checkpoint yet"
+        )
         raise DivergedError(f"step {step}: {'; '.join(told)}; {before}")
 
-    # -----------------------------------------------------------------------------------------------------------------
+    # --------------------------------------------------------------------------------------------------------
     # Checkpoints
 
     def _items(self, state: State) -> dict[str, Any]:
@@ -191,14 +207,18 @@ class _Session:
 
     def _restored(self, batches: Batches) -> tuple[int, State]:
         """(steps done, state) of the newest readable checkpoint, or of a run that begins."""
-        restored = self.checkpoints.restore({**self._items(self.trainer.abstract), "iterator": None, "metadata": None})
+        restored = self.checkpoints.restore(
+            {**self._items(self.trainer.abstract), "iterator": None, "metadata": None}
+        )
         if restored is None:
             self.checkpoints.continue_from(0)
             return 0, self.trainer.begin(self.params)
         step, items = restored
         for name, digest in items["metadata"]["frozen"].items():
             if self.frozen_hashes.get(name) != digest:
-                raise CheckpointError(f"{self.run.path}: frozen module {name} is not the one that this run began with")
+                raise CheckpointError(
+                    f"{self.run.path}: frozen module {name} is not the one that this run began with"
+                )
         self.checkpoints.continue_from(step)
         batches.set_state(items["iterator"])
         self.position = items["iterator"]
@@ -235,11 +255,15 @@ class Interruption:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        self._logbook.say(f"{signal.Signals(number).name}: finishing this step and saving; once more stops at once")
+        self._logbook.say(
+            f"{signal.Signals(number).name}: finishing this step and saving; once more stops at once"
+        )
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids it
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._before = {
+                number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
+            }
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -78,7 +78,9 @@ def test_modules_are_restored_alone_and_averaged_if_asked(tmp_path):
     step, params = restore_modules(tmp_path, ["vision"], ema=False)
     assert (step, list(params)) == (5, ["vision"])
     np.testing.assert_array_equal(params["vision"]["kernel"], np.full((3, 3), 5.0))
-    np.testing.assert_array_equal(restore_modules(tmp_path, ["vision"])[1]["vision"]["norm"]["scale"], [-5.0, -5.0])
+    np.testing.assert_array_equal(
+        restore_modules(tmp_path, ["vision"])[1]["vision"]["norm"]["scale"], [-5.0, -5.0]
+    )
 
 
 def test_all_trained_modules_are_restored_by_default(tmp_path):
@@ -137,7 +139,10 @@ def test_if_none_can_be_read_all_reasons_are_given(tmp_path):
     checkpoints = saved(tmp_path, 4, 5)
     for step in (4, 5):
         shutil.rmtree(checkpoints.path(step) / "vision")
-    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match=r"(?s)checkpoints/5 .*checkpoints/4 "):
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(CheckpointError, match=r"(?s)checkpoints/5 .*checkpoints/4 "),
+    ):
         checkpoints.restore(wanted(items(4.0)))
 
 
@@ -157,7 +162,9 @@ def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_survives(tmp_path
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     tree = items(5.0) | {"text": {"words": jax.random.normal(jax.random.key(0), (100_000,))}}
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # writes fail from here on, as on a full disk
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (50_000, hard)
+        )  # writes fail from here on, as on a full disk
         with pytest.raises(CheckpointError) as refused:
             checkpoints.save(5, tree)
             checkpoints.wait()

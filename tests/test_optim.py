@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +35,12 @@ def test_kernels_and_word_tables_are_decayed_and_nothing_else(decayed):
 
 
 def test_what_is_not_decayed_is_exactly_this(decayed):
-    kept = {f"{module}.{name}" for module, names in decayed.items() for name, decays in names.items() if not decays}
+    kept = {
+        f"{module}.{name}"
+        for module, names in decayed.items()
+        for name, decays in names.items()
+        if not decays
+    }
     without_layers = {name for name in kept if "bias" not in name and "norm" not in name}
     assert without_layers == {
         "vision.class_token",
@@ -56,20 +63,25 @@ def test_the_rate_follows_values_computed_by_hand():
 
 
 def test_without_warm_up_the_first_step_has_almost_the_whole_rate():
-    assert float(optim.schedule(AdamW(learning_rate=1.0, warmup=0, final=0.0), steps=2)(0)) == pytest.approx(0.5)
+    assert float(optim.schedule(AdamW(learning_rate=1.0, warmup=0, final=0.0), steps=2)(0)) == pytest.approx(
+        0.5
+    )
 
 
 AXES = {"a": {"kernel": ("embed", "mlp"), "bias": ("mlp",)}, "b": {"kernel": ("embed", "mlp")}}
 
 
-def updated(settings: AdamW, gradients, params, rates=None):
+def updated(settings: AdamW, gradients, params, rates=None) -> Any:
     optimizer = optim.optimizer(settings, 10, AXES, rates or {})
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
     return optax.apply_updates(params, updates)
 
 
-def like(value: float):
-    return {"a": {"kernel": jnp.full((2, 2), value), "bias": jnp.full((2,), value)}, "b": {"kernel": jnp.full((1, 2), value)}}
+def like(value: float) -> Any:
+    return {
+        "a": {"kernel": jnp.full((2, 2), value), "bias": jnp.full((2,), value)},
+        "b": {"kernel": jnp.full((1, 2), value)},
+    }
 
 
 def test_a_first_step_is_adamw_computed_by_hand():
@@ -82,7 +94,10 @@ def test_a_first_step_is_adamw_computed_by_hand():
 
 def test_a_modules_rate_scales_its_whole_update():
     settings = AdamW(learning_rate=0.1, warmup=0, final=1.0, weight_decay=0.5, clip=0.0)
-    plain, scaled = updated(settings, like(3.0), like(2.0)), updated(settings, like(3.0), like(2.0), {"b": 0.25})
+    plain, scaled = (
+        updated(settings, like(3.0), like(2.0)),
+        updated(settings, like(3.0), like(2.0), {"b": 0.25}),
+    )
     jax.tree.map(np.testing.assert_array_equal, plain["a"], scaled["a"])
     np.testing.assert_allclose(2 - scaled["b"]["kernel"], 0.25 * (2 - plain["b"]["kernel"]), rtol=1e-5)
 

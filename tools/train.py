@@ -12,8 +12,12 @@ def main(argv: list[str] | None = None) -> int:
         description="Train a recipe. The same command again continues where the run stopped, exactly.",
         epilog="example: mplug2 train image_caption.tiny steps=200 optimizer.learning_rate=3e-4",
     )
-    parser.add_argument("recipe", help='a name such as "pretrain.small" (mplug2 recipes lists them), or file.py:function')
-    parser.add_argument("overrides", nargs="*", metavar="field=value", help="a field of the recipe, by dotted path")
+    parser.add_argument(
+        "recipe", help='a name such as "pretrain.small" (mplug2 recipes lists them), or file.py:function'
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="field=value", help="a field of the recipe, by dotted path"
+    )
     parser.add_argument("--run-dir", help="where the run is kept (default: runs/RECIPE-FINGERPRINT)")
     parser.add_argument("--steps", type=int, help="short for steps=N")
     asked = parser.parse_intermixed_args(argv)

@@ -1,0 +1,416 @@
+"""Training on a toy: two small modules, so that a step compiles in a second."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from mplug2.checkpoint import Checkpoints, fingerprint, restore_modules
+from mplug2.errors import CheckpointError, DataError, RecipeError
+from mplug2.logbook import clock, read_metrics
+from mplug2.losses import cross_entropy
+from mplug2.network import Network, flat
+from mplug2.recipe import AdamW, Objective, Recipe
+from mplug2.roles import Array, Execution
+from mplug2.run import default_folder, open_run, read_run
+from mplug2.sharding import Mesh
+from mplug2.step import Trainer, averaged
+from mplug2.train import DivergedError, train
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layer:
+    inputs: int
+    outputs: int
+
+    def build(self, *, rngs: nnx.Rngs, execution: Execution = Execution()) -> "LayerModule":
+        return LayerModule(self, rngs=rngs)
+
+
+class LayerModule(nnx.Module):
+    def __init__(self, config: Layer, *, rngs: nnx.Rngs):
+        shape = (config.inputs, config.outputs)
+        self.kernel = nnx.Param(0.3 * jax.random.normal(rngs.params(), shape), axes=("embed", "mlp"))
+        self.bias = nnx.Param(jnp.zeros(shape[1:]), axes=("mlp",))
+
+    def __call__(self, x: Array, key: Array | None = None) -> Array:
+        x = x @ self.kernel[...] + self.bias[...]
+        return x if key is None else jnp.where(jax.random.bernoulli(key, 0.8, x.shape), x / 0.8, 0.0)
+
+
+def classify(
+    batch: Mapping[str, Array], key: Array | None = None, *, vision: LayerModule, head: LayerModule
+) -> Array:
+    hidden = jax.nn.gelu(vision(batch["clips"].reshape(len(batch["label"]), -1), key))
+    return (cross_entropy(head(hidden), batch["label"]) * batch["scale"]).mean()
+
+
+def count(batch: Mapping[str, Array], key: Array | None = None, *, vision: LayerModule) -> Array:
+    hidden = vision(batch["clips"].reshape(len(batch["label"]), -1), key)
+    return jnp.square(hidden.sum(-1) - batch["label"]).mean()
+
+
+class Numbers:
+    """An endless stream of batches that are a function of the step; examples of `spoiled` have an infinite
+    scale."""
+
+    def __init__(
+        self, recipe: Recipe, spoiled: tuple[int, ...] = (), end: int | None = None, wait: float = 0.0
+    ):
+        self.recipe, self.spoiled, self.end, self.wait, self.step = recipe, spoiled, end, wait, 0
+
+    def __iter__(self) -> "Numbers":
+        return self
+
+    def __next__(self) -> dict[str, dict[str, np.ndarray]]:
+        if self.step == self.end:
+            raise StopIteration
+        time.sleep(self.wait)
+        batches = {}
+        for place, (name, objective) in enumerate(self.recipe.feeds.items()):
+            index = np.arange(objective.batch, dtype=np.int32) + 100 * self.step
+            random = np.random.default_rng([place, self.step])
+            batches[name] = {
+                "clips": random.integers(0, 255, (objective.batch, 1, 2, 2, 3), np.uint8),
+                "label": random.integers(0, 4, objective.batch, np.int32),
+                "scale": np.where(np.isin(index, self.spoiled), np.inf, 1).astype(np.float32),
+                "index": index,
+            }
+        self.step += 1
+        return batches
+
+    def get_state(self) -> dict[str, int]:
+        return {"step": self.step}
+
+    def set_state(self, state: Any) -> None:
+        self.step = state["step"]
+
+
+def toy(**changes: Any) -> Recipe:
+    objectives = {
+        "classify": Objective(task=classify, data="numbers", batch=8),
+        "count": Objective(task=count, data="numbers", batch=4, weight=0.1),
+    }
+    settings = {
+        "name": "toy",
+        "modules": {"vision": Layer(inputs=12, outputs=8), "head": Layer(inputs=8, outputs=4)},
+        "objectives": objectives,
+        "optimizer": AdamW(learning_rate=0.01, warmup=3),
+        "steps": 12,
+        "log_every": 1,
+        "checkpoint_every": 5,
+    }
+    return Recipe(**settings | changes)
+
+
+def run(recipe: Recipe, folder: Path, **stream: Any):
+    network = Network(recipe.modules)
+    return train(
+        recipe, folder, batches=Numbers(recipe, **stream), composed=(network, network.init(recipe.seed))
+    )
+
+
+def losses(folder: Path) -> list[tuple]:
+    """What must not depend on when a run was stopped: everything in the log but the clock."""
+    clocks = ("examples_per_second", "seconds")
+    return [
+        tuple((name, value) for name, value in line.items() if name not in clocks)
+        for line in read_metrics(folder)
+    ]
+
+
+def same(one: Any, other: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def trainer(recipe: Recipe) -> tuple[Trainer, Any]:
+    network = Network(recipe.modules)
+    made = Trainer(recipe, network)
+    return made, made.begin(network.init(recipe.seed))
+
+
+def batch(recipe: Recipe) -> Any:
+    return next(Numbers(recipe))
+
+
+# --- the run
+
+
+@pytest.mark.parametrize("log_every", [1, 4])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(log_every, tmp_path):
+    recipe = toy(accumulate=2, ema=0.9, dropout=True, log_every=log_every)
+    whole = run(recipe, tmp_path / "whole")
+    # a stream that ends stands for a crash: nothing is saved after step 10, though step 11 is logged
+    with pytest.raises(DataError, match="has ended"):
+        run(recipe, tmp_path / "stopped", end=11)
+    resumed = run(recipe, tmp_path / "stopped")
+    assert whole.finished and resumed.finished
+    same(resumed.params, whole.params)
+    same(resumed.ema, whole.ema)
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    assert [dict(line)["step"] for line in losses(tmp_path / "whole")] == list(
+        range(log_every, 13, log_every)
+    )
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(tmp_path, capsys):
+    first = run(toy(), tmp_path)
+    log = (tmp_path / "metrics.jsonl").read_text()
+    again = run(toy(), tmp_path)
+    assert "this run is finished" in capsys.readouterr().out
+    same(again.params, first.params)
+    assert (tmp_path / "metrics.jsonl").read_text() == log
+    assert len(read_run(tmp_path).sessions) == 2
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_the_run_ends_the_same(tmp_path):
+    whole = run(toy(), tmp_path / "whole")
+    with pytest.raises(DataError):
+        run(toy(), tmp_path / "damaged", end=11)
+    newest = tmp_path / "damaged" / "checkpoints" / "10"
+    (newest / "iterator" / "data.json").write_text("{}")
+    with pytest.warns(UserWarning, match="trying the one before"):
+        same(run(toy(), tmp_path / "damaged").params, whole.params)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves_cleanly_and_the_same_command_resumes(number, tmp_path):
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    here = Path(__file__).parent
+    environ = os.environ | {"PYTHONPATH": f"{here.parent}{os.pathsep}{here}"}
+    process = subprocess.Popen([sys.executable, "-c", WAITING, str(tmp_path / "run")], **pipes, env=environ)
+    folder, until = tmp_path / "run", time.monotonic() + 60
+    while len(read_metrics(folder)) < 7 and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert f"{number.name}: finishing this step" in said and "the same command continues" in said
+    (step,) = Checkpoints(folder).steps[-1:]
+    assert 7 <= step < 400 and len(read_metrics(folder)) == step
+    recipe = dataclasses.replace(
+        patient(), log_every=50
+    )  # not what is learned: the run may be continued with it
+    resumed = run(recipe, folder)
+    whole = run(recipe, tmp_path / "whole")
+    same(resumed.params, whole.params)
+
+
+# a program that trains until it is interrupted; imported, so that its modules have the names they have here
+WAITING = "import sys, test_train as t; t.run(t.patient(), t.Path(sys.argv[1]), wait=0.03)"
+
+
+def patient() -> Recipe:
+    return toy(steps=400, checkpoint_every=1000)
+
+
+def test_a_run_of_another_recipe_is_refused_with_the_fields_that_differ(tmp_path):
+    run(toy(steps=2), tmp_path)
+    other = toy(steps=2, optimizer=AdamW(learning_rate=0.02, warmup=3), seed=1)
+    with pytest.raises(
+        RecipeError, match="optimizer.learning_rate is 0.01 there, 0.02 here; seed is 0 there, 1 here$"
+    ):
+        run(other, tmp_path)
+    assert default_folder(other) != default_folder(toy(steps=2))
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(RecipeError, match="not empty and not a run directory"):
+        open_run(tmp_path, toy())
+    with pytest.raises(CheckpointError, match="it has no run.json"):
+        read_run(tmp_path)
+
+
+def test_the_run_directory_says_what_was_asked_and_on_what(tmp_path):
+    recipe = toy(steps=2)
+    network = Network(recipe.modules)
+    composed = (network, network.init(0))
+    train(
+        recipe, tmp_path, source="toy.tiny", overrides=["steps=2"], batches=Numbers(recipe), composed=composed
+    )
+    told = json.loads((tmp_path / "run.json").read_text())
+    assert (told["recipe"], told["overrides"]) == ("toy.tiny", ["steps=2"])
+    assert told["settings"]["modules.vision.inputs"] == "12"
+    assert told["settings"]["objectives.count.task"].endswith("test_train.count")
+    session = told["sessions"][0]
+    assert {"commit", "versions", "machine", "began"} <= set(session) and session["machine"][
+        "device_count"
+    ] == 1
+    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_each_line_of_the_log_is_the_mean_of_its_window(tmp_path):
+    run(toy(), tmp_path / "each")
+    run(toy(log_every=5), tmp_path / "windows")
+    each = {line["step"]: line["loss/count"] for line in read_metrics(tmp_path / "each")}
+    windows = {line["step"]: line["loss/count"] for line in read_metrics(tmp_path / "windows")}
+    means = {
+        last: np.mean([each[step] for step in steps]) for last, steps in ((5, range(1, 6)), (12, (11, 12)))
+    }
+    assert set(windows) == {5, 10, 12}
+    assert {step: windows[step] for step in means} == pytest.approx(means, rel=1e-6)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_the_task_and_the_examples(tmp_path):
+    recipe = toy(log_every=100, checkpoint_every=4)
+    with pytest.raises(DivergedError) as stopped:
+        run(recipe, tmp_path, spoiled=(603,))  # the seventh step's fourth example
+    said = str(stopped.value)
+    assert said.startswith(
+        "step 7: the loss of classify is inf (examples [600, 601, 602, 603, 604, 605, 606, 607])"
+    )
+    assert "count" not in said
+    assert Checkpoints(tmp_path).steps == [4]
+
+
+# --- the step
+
+
+def test_frozen_modules_do_not_change_and_have_no_moments_no_average_and_no_copy(tmp_path):
+    recipe = toy(
+        modes={"vision": "frozen"},
+        cards={"vision": "a card"},
+        ema=0.9,
+        objectives={"classify": toy().objectives["classify"]},
+    )
+    before = Network(recipe.modules).init(recipe.seed)
+    after = run(recipe, tmp_path)
+    same(after.params["vision"], before["vision"])
+    assert not np.array_equal(after.params["head"]["kernel"], before["head"]["kernel"])
+    made, state = trainer(recipe)
+    for part in ("params", "ema"):
+        assert list(state[part]) == ["head"]
+    assert {leaf.shape for leaf in jax.tree.leaves(state["moments"])} == {(), (8, 4), (4,)}
+    path = Checkpoints(tmp_path).path(12)
+    assert not (path / "vision").exists() and list(restore_modules(tmp_path)[1]) == ["head"]
+    told = json.loads((path / "metadata" / "data.json").read_text())
+    assert told["frozen"] == {"vision": fingerprint(before["vision"])}
+
+
+def test_a_run_does_not_continue_on_another_frozen_module(tmp_path):
+    recipe = toy(modes={"vision": "frozen"}, cards={"vision": "a card"})
+    run(recipe, tmp_path)
+    network = Network(recipe.modules)
+    with pytest.raises(CheckpointError, match="frozen module vision is not the one"):
+        train(recipe, tmp_path, batches=Numbers(recipe), composed=(network, network.init(5)))
+
+
+def test_a_recipe_that_freezes_everything_is_refused():
+    cards = {"vision": "a card", "head": "a card"}
+    with pytest.raises(RecipeError, match="nothing is trained"):
+        trainer(toy(modes={"vision": "frozen", "head": "frozen"}, cards=cards))
+
+
+def test_accumulated_gradients_equal_the_whole_batchs():
+    whole, state = trainer(toy(dropout=False))
+    parts, _ = trainer(toy(dropout=False, accumulate=4))
+    (total, _), gradients = jax.jit(whole.gradients)(state["params"], {}, batch(whole.recipe), None)
+    (total_of_parts, _), gradients_of_parts = jax.jit(parts.gradients)(
+        state["params"], {}, batch(whole.recipe), None
+    )
+    assert float(total_of_parts) == pytest.approx(float(total), rel=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), gradients, gradients_of_parts
+    )
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(RecipeError, match="objective classify: a batch of 8 does not divide into 3 parts"):
+        trainer(toy(accumulate=3))
+
+
+def test_the_loss_is_the_sum_of_the_objectives_by_weight():
+    made, state = trainer(toy(dropout=False))
+    total, parts = made.loss(state["params"], {}, batch(made.recipe), None)
+    assert float(total) == pytest.approx(float(parts["classify"] + 0.1 * parts["count"]), rel=1e-6)
+
+
+def test_the_average_follows_its_formula():
+    ema, params = {"m": {"w": jnp.array([1.0])}}, {"m": {"w": jnp.array([3.0])}}
+    by_hand = {0: 0.1 * 1 + 0.9 * 3, 90: 0.91 * 1 + 0.09 * 3, 10**6: 0.95 * 1 + 0.05 * 3}
+    for done, expected in by_hand.items():
+        np.testing.assert_allclose(averaged(ema, params, 0.95, done)["m"]["w"], expected, rtol=1e-6)
+
+
+def test_each_step_averages_what_it_has_just_learned():
+    made, state = trainer(toy(ema=0.9))
+    before = jax.tree.map(np.array, state["ema"])
+    after, _ = made.step(state, {}, batch(made.recipe))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        after["ema"],
+        averaged(before, after["params"], 0.9, 0),
+    )
+
+
+def test_dropout_is_another_at_each_step_and_none_where_the_recipe_says_so():
+    def first_losses(**changes: Any) -> list[float]:
+        made, state = trainer(toy(optimizer=AdamW(learning_rate=0.0), **changes))
+        found = []
+        for _ in range(2):
+            state, metrics = made.step(state, {}, batch(made.recipe))
+            found.append(float(metrics["metrics"]["loss"]))
+        return found
+
+    dropped, again, kept = first_losses(), first_losses(), first_losses(dropout=False)
+    assert dropped == again and dropped[0] != dropped[1]
+    assert kept[0] == kept[1] != dropped[0]
+
+
+def test_a_modules_learning_rate_is_its_own():
+    made, state = trainer(toy(learning_rates={"head": 0.0}))
+    before = jax.tree.map(np.array, state["params"])
+    after, _ = made.step(state, {}, batch(made.recipe))
+    same(after["params"]["head"], before["head"])
+    assert not np.array_equal(after["params"]["vision"]["kernel"], before["vision"]["kernel"])
+
+
+def test_the_reported_gradient_norm_is_that_before_clipping():
+    made, state = trainer(toy(dropout=False))
+    _, gradients = made.gradients(state["params"], {}, batch(made.recipe), None)
+    _, metrics = made.step(state, {}, batch(made.recipe))
+    assert float(metrics["metrics"]["gradient_norm"]) == pytest.approx(
+        float(optax.tree.norm(gradients)), rel=1e-5
+    )
+    assert float(metrics["metrics"]["learning_rate"]) == pytest.approx(0.01 / 3)
+
+
+def test_the_step_is_compiled_once():
+    made, state = trainer(toy())
+    stream = Numbers(made.recipe)
+    for _ in range(3):
+        placed = jax.tree.map(made.place_batch, next(stream))
+        state, _ = made.step(state, {}, placed)
+    assert made.step._cache_size() == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.devices(8)
+def test_on_a_mesh_the_losses_are_those_of_one_device_and_state_lies_as_the_table_says(tmp_path):
+    run(toy(), tmp_path / "one")
+    with pytest.raises(DataError):
+        run(toy(mesh=Mesh(data=2, fsdp=2)), tmp_path / "mesh", end=11)
+    sharded = run(toy(mesh=Mesh(data=2, fsdp=2)), tmp_path / "mesh")
+    one, mesh = ([line["loss"] for line in read_metrics(tmp_path / name)] for name in ("one", "mesh"))
+    np.testing.assert_allclose(mesh, one, rtol=1e-4)
+    assert sharded.params["vision"]["kernel"].sharding.spec[0] == "fsdp"
+    made, state = trainer(toy(mesh=Mesh(data=2, fsdp=2)))
+    moments = flat(optax.tree.get(state["moments"], "mu"))
+    assert moments["vision.kernel"].sharding == flat(state["params"])["vision.kernel"].sharding
+
+
+def test_time_left_reads_like_a_clock():
+    assert [clock(5), clock(75), clock(3700), clock(float("inf"))] == ["0:05", "1:15", "1:01:40", "?"]

@@ -28,8 +28,8 @@ MODULES = (
 MIXTURE = {
     "image_caption": (1.0, 1.0),
     "image_answer": (1.0, 0.5),
-    "image_contrast": (1.0, 0.2),
-    "image_classify": (0.5, 0.3),
+    "image_contrast": (1.0, 0.3),
+    "image_classify": (0.5, 1.0),
     "image_match": (0.25, 0.1),
     "image_unmask": (0.25, 0.1),
     "video_caption": (0.25, 0.4),
@@ -76,7 +76,7 @@ def tiny() -> Recipe:
 
 
 def small() -> Recipe:
-    return replace(recipe(SMALL), steps=4000)
+    return replace(recipe(SMALL), steps=3400)
 
 
 def quick() -> Recipe:

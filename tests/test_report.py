@@ -1,0 +1,70 @@
+"""The report: one page, self-contained, that shows what it was given and escapes it."""
+
+import base64
+import io
+import re
+
+import numpy as np
+from PIL import Image
+
+from mplug2.report import Exhibit, Report, Saying
+
+SCORE = {"metric": "accuracy", "value": 0.875, "low": 0.8, "high": 0.93, "blind": 0.25, "chance": 0.2, "n": 40}
+
+
+def page(**given) -> str:
+    defaults = {"title": "a <title>", "about": ["made here"], "scores": {"ours": {"image_answer": SCORE}}}
+    return Report(**{**defaults, **given}).html()
+
+
+def test_a_page_needs_nothing_from_elsewhere():
+    clip = np.zeros((2, 4, 4, 3), np.uint8)
+    html = page(exhibits=[Exhibit(clip, {"ours": [Saying("", "a one", "a one")]})], curves={"a": [(1, 2.0)]})
+    assert not re.search(r'(src|href)="(?!data:)', html)
+    assert "a &lt;title&gt;" in html and "<title>a <title>" not in html
+
+
+def test_scores_stand_beside_interval_blind_and_chance():
+    row = re.search(r"<tr><td>image_answer.*?</tr>", page())
+    assert row is not None
+    assert re.findall(r"\d\.\d{3}", row[0]) == ["0.875", "0.800", "0.930", "0.250", "0.200"]
+
+
+def test_a_score_that_one_model_lacks_leaves_its_cells_empty():
+    html = page(scores={"ours": {"a": SCORE}, "theirs": {"b": SCORE}})
+    assert html.count("<td></td><td></td>") == 2
+
+
+def test_a_wrong_saying_shows_the_truth_and_a_right_one_does_not():
+    clip = np.zeros((1, 4, 4, 3), np.uint8)
+    right, wrong = Saying("", "a one", "a one"), Saying("which digit", "two", "three")
+    html = page(exhibits=[Exhibit(clip, {"ours": [right, wrong]})])
+    assert "(three)" in html and "(a one)" not in html
+    assert not Exhibit(clip, {"ours": [right, wrong]}).right and Exhibit(clip, {"ours": [right]}).right
+
+
+def test_a_film_strip_holds_every_frame_unchanged():
+    clip = np.random.default_rng(0).integers(0, 256, (3, 4, 5, 3)).astype(np.uint8)
+    html = page(exhibits=[Exhibit(clip, {})])
+    found = re.search(r"base64,([^\"]+)", html)
+    assert found is not None
+    strip = np.asarray(Image.open(io.BytesIO(base64.b64decode(found[1]))))
+    assert strip.shape == (4, 3 * 5 + 2 * 2, 3)
+    for index, frame in enumerate(clip):
+        np.testing.assert_array_equal(strip[:, index * 7 : index * 7 + 5], frame)
+
+
+def test_a_curve_that_falls_is_drawn_falling():
+    html = page(curves={"caption": [(0, 4.0), (10, 1.0), (20, 0.5)]})
+    line = re.search(r'points="([^"]+)"', html)
+    assert line is not None
+    places = [tuple(map(float, pair.split(","))) for pair in line[1].split()]
+    assert [x for x, _ in places] == sorted(x for x, _ in places)
+    assert [y for _, y in places] == sorted(y for _, y in places)  # SVG counts downwards
+
+
+def test_a_page_is_written_whole(tmp_path):
+    report = Report(title="t", about=[], scores={"ours": {"a": SCORE}})
+    report.write(tmp_path / "deep" / "report.html")
+    assert (tmp_path / "deep" / "report.html").read_text() == report.html()
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["report.html"]

@@ -162,9 +162,9 @@ class Inference:
             params = select(outputs, self.params)
 
             @jax.jit
-            def compute(params: Parameters, batch: dict[str, Array]) -> Any:
+            def compute(params: Parameters, batch: Batch) -> Any:
                 if "clips" in batch:
-                    batch = batch | {"clips": self.recipe.preprocessing.to_float(batch["clips"])}
+                    batch = dict(batch) | {"clips": self.recipe.preprocessing.to_float(batch["clips"])}
                 return outputs(*fixed, batch, **self.network.bind(params))
 
             self.compiled[outputs, *fixed] = lambda batch: jax.device_get(compute(params, batch))

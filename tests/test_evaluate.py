@@ -38,7 +38,7 @@ from mplug2.scores import corpus_score, mean_score
 from mplug2.tools import evaluate as tool
 
 CLASSES = 5
-IDENTITY = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1 / 255,) * 3)
+IDENTITY = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
 
 
 # --- pieces whose outputs are known

@@ -143,12 +143,11 @@ def test_scores_are_those_of_the_texts(search):
 
 @pytest.mark.parametrize("search", [GREEDY, BEAM])
 def test_an_inputs_results_do_not_depend_on_its_batch(search):
-    together, (tokens, mask) = run(search), memory()
-    for index in range(3):
-        one = slice(index, index + 1)
-        alone = compiled(search, graph()[1], tokens[one], mask[one], None)
-        np.testing.assert_array_equal(alone.ids[0], together.ids[index])
-        np.testing.assert_allclose(alone.scores[0], together.scores[index], rtol=1e-5)
+    for seed in range(30):  # inputs close at different steps, and few would find more later
+        together, (tokens, mask) = run(search, seed), memory(3, seed)
+        alone = compiled(search, graph()[1], tokens[:1], mask[:1], None)
+        np.testing.assert_array_equal(alone.ids[0], together.ids[0])
+        np.testing.assert_allclose(alone.scores[0], together.scores[0], rtol=1e-4)
 
 
 def shares(search, texts=4000):
@@ -159,10 +158,17 @@ def shares(search, texts=4000):
     return counts / texts
 
 
+@jax.jit
+def first_logits(tokens, mask):
+    return decoder()(jnp.array([[BEGIN]]), tokens, mask)[0, 0]
+
+
 def first_word(temperature=1.0):
-    tokens, mask = memory(1)
-    logits = decoder()(jnp.array([[BEGIN]]), tokens, mask)[0, 0] / temperature
-    return np.array(jax.nn.softmax(logits.at[jnp.array([PAD, BEGIN])].set(-jnp.inf)))
+    """The model's distribution over what may be said first."""
+    logits = np.array(first_logits(*memory(1)))
+    logits[[PAD, BEGIN]] = -np.inf
+    shares = np.exp((logits - logits.max()) / temperature)
+    return shares / shares.sum()
 
 
 def test_samples_follow_the_models_distribution():

@@ -7,7 +7,7 @@ decoded from it.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -115,7 +115,7 @@ class Decoder(nnx.Module):
         """An empty cache for `rows` sequences of at most `length` tokens over each memory of `B N D`."""
         graph, _ = nnx.split(self.layers.layers)
         layers = tuple(nnx.split(self.layers[index])[1] for index in range(self.config.depth))
-        context = tuple(nnx.merge(graph, state).cross.memory(memory) for state in layers)
+        context = tuple(_layer(graph, state).cross.memory(memory) for state in layers)
         batch, heads = memory.shape[0], self.config.heads
         empty = jnp.zeros((batch * rows, length, heads, self.config.width // heads), memory.dtype)
         return Cache(
@@ -134,6 +134,10 @@ class Decoder(nnx.Module):
         x = self.embedding(ids.reshape(-1, 1), position).reshape(batch, rows, -1)
         past = []
         for state, layer_past, context in zip(cache.layers, cache.past, cache.context, strict=True):
-            x, grown = nnx.merge(graph, state).step(x, layer_past, position, context, cache.context_mask)
+            x, grown = _layer(graph, state).step(x, layer_past, position, context, cache.context_mask)
             past.append(grown)
         return self.predictor.project(x, cache.kernel), cache._replace(past=tuple(past))
+
+
+def _layer(graph: Any, state: nnx.State) -> PostNormLayer:
+    return nnx.merge(graph, state)

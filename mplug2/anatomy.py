@@ -7,12 +7,13 @@ two a multiply-add.
 """
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+from jax.extend.core import Literal
 
 from mplug2.composition import abstract_batch, abstract_network, watched
 from mplug2.data.tokens import Tokenizer
@@ -77,14 +78,14 @@ def _trace(network: Network, objective: Objective, batch: Any) -> Anatomy:
 def _read(jaxpr: Any, names: list[tuple[bool, str]], modules: set[str]) -> Anatomy:
     """`names` tells of each input whether it is a parameter, and of which module, or which field of the batch
     it is."""
-    flops: Counter[str] = Counter()
+    flops: dict[str, float] = defaultdict(float)
     edges: dict[tuple[str, str], None] = {}
     lends: dict[tuple[str, str], None] = {}
     sources: dict[Any, frozenset[tuple[bool, str]]] = defaultdict(frozenset)
     sources.update({variable: frozenset([name]) for variable, name in zip(jaxpr.invars, names, strict=True)})
 
     def inputs(variables: list[Any]) -> frozenset[tuple[bool, str]]:
-        known = [sources[v] for v in variables if not isinstance(v, jax.extend.core.Literal)]
+        known = [sources[v] for v in variables if not isinstance(v, Literal)]
         return frozenset().union(*known)
 
     for equation in jaxpr.eqns:
@@ -98,7 +99,7 @@ def _read(jaxpr: Any, names: list[tuple[bool, str]], modules: set[str]) -> Anato
                 elif not parameter and source != call:
                     edges[source, call] = None
             flows = frozenset([(False, call)])
-        flops[module if module in modules else TASK] += _flops(equation)
+        flops[module if module in modules else TASK] += flops_of(equation)
         for variable in equation.outvars:
             # Masks say where tokens stand; they are not what flows.
             sources[variable] = frozenset() if variable.aval.dtype == bool else flows
@@ -108,7 +109,7 @@ def _read(jaxpr: Any, names: list[tuple[bool, str]], modules: set[str]) -> Anato
     return Anatomy(dict(flops), tuple(edges), tuple(lends))
 
 
-def _flops(equation: Any) -> float:
+def flops_of(equation: Any) -> float:
     """Multiplications and additions of one equation, inner ones included, as often as they run."""
     kind, params = equation.primitive.name, equation.params
     if kind == "dot_general":
@@ -120,7 +121,7 @@ def _flops(equation: Any) -> float:
         return 2.0 * equation.outvars[0].aval.size * kernel.size / kernel.shape[outputs]
     times = params["length"] if kind == "scan" else 1
     return times * sum(
-        _flops(inner) for value in params.values() for jaxpr in _jaxprs(value) for inner in jaxpr.eqns
+        flops_of(inner) for value in params.values() for jaxpr in _jaxprs(value) for inner in jaxpr.eqns
     )
 
 

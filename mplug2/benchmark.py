@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mplug2.anatomy import _flops as flops_of
+from mplug2.anatomy import flops_of
 from mplug2.network import Network
 from mplug2.recipe import Recipe
 from mplug2.roles import Array
@@ -169,7 +170,7 @@ def step_flops(recipe: Recipe, batches: Any) -> float:
     trainer = Trainer(once, network)
     params = {name: network.shapes[name] for name in trainer.names}
     frozen = {name: network.shapes[name] for name in network.configs if name not in trainer.names}
-    closed = jax.make_jaxpr(lambda *given: trainer.gradients(*given, None))(params, frozen, batches)
+    closed = jax.make_jaxpr(partial(trainer.gradients, key=None))(params, frozen, batches)
     return sum(flops_of(equation) for equation in closed.jaxpr.eqns)
 
 

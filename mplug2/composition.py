@@ -40,9 +40,8 @@ class Call:
 def check(recipe: Recipe, tokenizer: Tokenizer) -> None:
     """Raises RecipeError unless vocabularies equal the tokenizer's and every objective's task can be
     traced."""
-    vocabularies = {
-        name: config.vocabulary for name, config in recipe.modules.items() if hasattr(config, "vocabulary")
-    }
+    modules: Mapping[str, Any] = recipe.modules
+    vocabularies = {name: it.vocabulary for name, it in modules.items() if hasattr(it, "vocabulary")}
     if any(size != tokenizer.size for size in vocabularies.values()):
         said = ", ".join(f"{name} has {size}" for name, size in vocabularies.items())
         raise RecipeError(

@@ -145,9 +145,8 @@ class Size:
         """A recipe that picks modules and evaluations by name."""
         picked = {module: self.modules[module] for module in modules}
         rates = self.settings.get("learning_rates", {})
-        settings = dict(self.settings) | {
-            "learning_rates": {part: rates[part] for part in rates if part in picked}
-        }
+        settings: dict[str, Any] = dict(self.settings)
+        settings["learning_rates"] = {part: rates[part] for part in rates if part in picked}
         return Recipe(
             name=f"{name}.{self.name}",
             modules=picked,

@@ -30,7 +30,7 @@ def leaves(tree: Any) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in flat(tree).items()}
 
 
-def assert_same(one: Any, other: Any, **tolerance: float) -> None:
+def assert_same(one: Any, other: Any, **tolerance: Any) -> None:
     assert leaves(one).keys() == leaves(other).keys()
     for name, value in leaves(one).items():
         np.testing.assert_allclose(value, leaves(other)[name], err_msg=name, **tolerance)

@@ -121,10 +121,10 @@ def test_a_tiny_recipe_overfits_a_fixed_batch(name):
         return jnp.stack(losses).sum()
 
     @compiled
-    def step(flat: jax.Array, moments: Any, fixed: Any) -> tuple[jax.Array, Any, jax.Array]:
+    def step(flat: Any, moments: Any, fixed: Any) -> tuple[Any, Any, jax.Array]:
         loss, gradient = jax.value_and_grad(total)(flat, fixed)
         updates, moments = adam.update(gradient, moments)
-        return flat + updates, moments, loss
+        return optax.apply_updates(flat, updates), moments, loss
 
     flat, moments, losses = start, adam.init(start), []
     for _ in range(40):
@@ -253,7 +253,8 @@ def test_a_route_is_read_off_the_trace():
 def test_flops_count_every_layer_and_multiply_add():
     """The text route of tiny by hand: per token and layer 8 D D + 4 D hidden, and scores and sums 4 S D."""
     part = anatomy.dissect(tiny("text_classify"), TOKENIZER)["text_classify"]
-    config, length = tiny("text_classify").modules["text"], world.STATEMENT["text"]
+    config: Any = tiny("text_classify").modules["text"]
+    length = world.STATEMENT["text"]
     layer = length * (8 * config.width**2 + 4 * config.width * config.hidden + 4 * length * config.width)
     assert part.flops["text"] == config.depth * layer
     assert part.flops["universal"] == 2 * layer

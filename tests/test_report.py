@@ -9,7 +9,7 @@ from PIL import Image
 
 from mplug2.report import Exhibit, Report, Saying
 
-SCORE = {"metric": "accuracy", "value": 0.875, "low": 0.8, "high": 0.93, "blind": 0.25, "chance": 0.2, "n": 40}
+SCORE = {"metric": "accuracy", "value": 0.875, "low": 0.8, "high": 0.93, "blind": 0.25, "chance": 0.2, "n": 9}
 
 
 def page(**given) -> str:

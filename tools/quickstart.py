@@ -93,14 +93,15 @@ def _about(recipe: Recipe, results: Results, steps: int, seconds: float) -> list
     facts = {**results.facts, "commit": results.commit, "steps": steps, "minutes": round(seconds / 60, 1)}
     return [
         "Digits that people wrote, composed into pictures and short videos. Every score is on glyphs of the "
-        f"test split; the shipped modules were trained longer, by the recipe {recipes.find('pretrain').name}.",
+        "test split. The shipped modules were trained longer, by the recipe "
+        f"{recipes.find('pretrain').name}.",
         json.dumps(facts, default=str),
     ]
 
 
 def _curves(run: Path, recipe: Recipe) -> dict[str, list[tuple[int, float]]]:
     lines = read_metrics(run)
-    return {name: [(line["step"], line[f"loss/{name}"]) for line in lines] for name in recipe.objectives}
+    return {name: [(int(line["step"]), line[f"loss/{name}"]) for line in lines] for name in recipe.objectives}
 
 
 def _exhibits(predictors: Mapping[str, Predictor], *, frames: int, count: int = 10) -> list[Exhibit]:

@@ -20,7 +20,7 @@ from flax import nnx
 
 from mplug2.checkpoint import Checkpoints, fingerprint, restore_modules
 from mplug2.errors import CheckpointError, DataError, RecipeError
-from mplug2.logbook import clock, read_metrics
+from mplug2.logbook import read_metrics
 from mplug2.losses import cross_entropy
 from mplug2.network import Network, flat
 from mplug2.recipe import AdamW, Objective, Recipe
@@ -200,7 +200,7 @@ def test_a_signal_saves_and_leaves_cleanly_and_the_same_command_resumes(number, 
     assert process.returncode == 0, said
     assert f"{number.name}: finishing this step" in said and "the same command continues" in said
     (step,) = Checkpoints(folder).steps[-1:]
-    assert 7 <= step < 400 and len(read_metrics(folder)) == step
+    assert 7 <= step < 100 and len(read_metrics(folder)) == step
     recipe = dataclasses.replace(
         patient(), log_every=50
     )  # not what is learned: the run may be continued with it
@@ -210,11 +210,11 @@ def test_a_signal_saves_and_leaves_cleanly_and_the_same_command_resumes(number, 
 
 
 # a program that trains until it is interrupted; imported, so that its modules have the names they have here
-WAITING = "import sys, test_train as t; t.run(t.patient(), t.Path(sys.argv[1]), wait=0.03)"
+WAITING = "import sys, test_train as t; t.run(t.patient(), t.Path(sys.argv[1]), wait=0.05)"
 
 
 def patient() -> Recipe:
-    return toy(steps=400, checkpoint_every=1000)
+    return toy(steps=100, checkpoint_every=1000)
 
 
 def test_a_run_of_another_recipe_is_refused_with_the_fields_that_differ(tmp_path):
@@ -412,5 +412,14 @@ def test_on_a_mesh_the_losses_are_those_of_one_device_and_state_lies_as_the_tabl
     assert moments["vision.kernel"].sharding == flat(state["params"])["vision.kernel"].sharding
 
 
-def test_time_left_reads_like_a_clock():
-    assert [clock(5), clock(75), clock(3700), clock(float("inf"))] == ["0:05", "1:15", "1:01:40", "?"]
+def test_the_command_finds_the_recipe_changes_it_and_says_where_it_goes(monkeypatch):
+    from mplug2.tools.train import main
+
+    calls = []
+    monkeypatch.setattr("mplug2.train.train", lambda *given, **named: calls.append((*given, named)))
+    assert main(["image_caption.tiny", "seed=3", "--steps", "7"]) == 0
+    main(["--run-dir", "elsewhere", "image_caption.tiny"])
+    (recipe, folder, named), (_, elsewhere, _) = calls
+    assert (recipe.seed, recipe.steps, elsewhere) == (3, 7, "elsewhere")
+    assert folder == default_folder(recipe) and folder.parent == Path("runs")
+    assert named == {"source": "image_caption.tiny", "overrides": ["seed=3", "steps=7"]}

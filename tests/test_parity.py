@@ -21,6 +21,7 @@ from mplug2.convert import families, parity
 from mplug2.convert.keys import to_ours
 from mplug2.convert.layout import inflate
 from mplug2.convert.optimizer import official_adamw
+from mplug2.convert.shapes import read_settings
 from mplug2.errors import CheckpointError
 from mplug2.modules.vision import resize_positions
 from mplug2.tools import main as dispatcher
@@ -85,7 +86,7 @@ def test_patches_of_pictures_become_patches_of_clips_that_see_the_middle_frame()
 def official():
     params = load_file(GOLDEN / "qa_stride2.params.safetensors")
     shapes = {key: tensor.shape for key, tensor in params.items()}
-    return families.mplug2(shapes, families.read_settings(GOLDEN / "qa_stride2.json")), params
+    return families.mplug2(shapes, read_settings(GOLDEN / "qa_stride2.json")), params
 
 
 def test_the_official_optimizer_decays_and_paces_by_official_names(official):

@@ -19,6 +19,7 @@ COMMANDS = {
     "recipes": ("recipes", "list the recipes"),
     "modules": ("modules", "list the modules and their sizes"),
     "show": ("show", "explain a recipe or a module: route, parameters, FLOPs"),
+    "convert": ("convert", "turn an official, CLIP or BERT checkpoint into modules, and back"),
     "parity": ("parity", "compare the modules with recorded tensors of the official code"),
     "bench": ("bench", "time a train step on this machine"),
 }

@@ -1,214 +1,199 @@
-"""Kinds of checkpoint: their modules' configs read from shapes, their key table, and the rules by which keys
-are dead.
+"""Kinds of checkpoint: their modules, the table of their keys, and the rules by which other keys are dead."""
 
-`describe` looks at shapes only, so nothing is read before it is known to fit. What shapes do not tell (heads,
-how many fusion layers run, connected layers) comes from Settings: a configuration file, or the released
-models'.
-"""
-
-import json
-import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from mplug2.card import decode
 from mplug2.convert.keys import Builder, KeyMap, layers
-from mplug2.errors import CheckpointError, nearest
+from mplug2.convert.shapes import (
+    Settings,
+    Shapes,
+    bert_config,
+    clip_config,
+    count,
+    fusion_config,
+    released,
+    shape,
+    zoo,
+)
+from mplug2.errors import CheckpointError
 from mplug2.roles import Config
 
-Shapes = Mapping[str, tuple[int, ...]]
-CLIP_HEAD = 64  # the width of a head in every CLIP tower
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What shapes do not tell. `fusion_layers` of the fusion stack run, its last; of these, numbers (from 0)
-    that are multiples of `stride_layer`, but for the first, are connected. `tubelet` frames make a token,
-    where a picture's patches are inflated to clips."""
-
-    heads: int
-    fusion_layers: int = 0
-    stride_layer: int = 1000
-    temporal_stride: int = 2
-    tubelet: int = 1
-
-    @property
-    def connected_at(self) -> tuple[int, ...]:
-        return tuple(range(self.stride_layer, self.fusion_layers, self.stride_layer))
-
-
-RELEASED = {768: Settings(heads=12, fusion_layers=3), 1024: Settings(heads=16, fusion_layers=6)}
-"""By hidden width: config_bert.json and config_bert_large_text.json of the official code."""
+Rule = tuple[str, str]
+"""A pattern of whole keys, and why they are not needed."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint understood. `dead`: (pattern of whole keys, the rule by which they are not needed)."""
+    """A checkpoint understood. `fusion_stack` counts the foreign fusion layers, idle ones too; `flat`: its
+    patches are cut from pictures."""
 
     configs: dict[str, Config]
     keys: KeyMap
-    dead: tuple[tuple[str, str], ...] = ()
-    settings: Settings | None = None
-    names: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def fusion_start(self) -> int:
-        """The number of the first fusion layer that runs."""
-        return int(
-            re.findall(
-                r"\d+", self.keys.sources["fusion", "layers.layers.attention.query.bias"].pieces[0].key
-            )[0]
-        )
+    dead: tuple[Rule, ...] = ()
+    fusion_stack: int = 0
+    flat: bool = False
 
     def why_dead(self, key: str) -> str | None:
+        """The rule by which a key is not needed, or None."""
         return next((rule for pattern, rule in self.dead if re.fullmatch(pattern, key)), None)
 
 
-def read_settings(path: Path) -> Settings:
-    """From a BERT configuration of the official code, or a JSON object that holds it under "bert_config" (and
-    perhaps "config", the yaml's fields). Raises CheckpointError."""
-    try:
-        given = json.loads(path.read_text())
-        bert = given.get("bert_config", given)
-        more = given.get("config", {})
-        return Settings(
-            heads=int(bert["num_attention_heads"]),
-            fusion_layers=int(bert.get("fusion_layers", 0)),
-            stride_layer=int(bert.get("stride_layer", 1000)),
-            temporal_stride=int(more.get("temporal_stride", 2)),
-        )
-    except OSError as error:
-        raise CheckpointError(f"configuration {path}: cannot be read ({error.strerror})") from None
-    except (ValueError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"configuration {path}: not a JSON object of settings ({error})") from None
-    except KeyError as error:
-        raise CheckpointError(f"configuration {path}: has no {error}") from None
-
-
-# -----------------------------------------------------------------------------------------------------------
-# mPLUG-2
-
-CLIP_TEXT_TOWER = (
+TEXT_TOWER = (
     r"(transformer\..*|token_embedding\.weight|positional_embedding|ln_final\..*|text_projection|logit_scale)"
 )
-
 TEXT_TOWER_DEAD = "CLIP's text tower: no task calls it"
 PROJECTION_DEAD = "CLIP's projection: the vision tower ends in its last norm"
-DEAD_IN_FUSION = (
+FUSION_EMBEDDINGS: Rule = (
     r"(fusion_encoder\.)?embeddings\..*",
     "embeddings of the fusion encoder: it is given embedded tokens",
 )
-
-DEAD_IN_MPLUG2 = (
-    (rf"visual_encoder\.{CLIP_TEXT_TOWER}", TEXT_TOWER_DEAD),
+DEAD_IN_MPLUG: tuple[Rule, ...] = (
+    (r"\w+_m\..*|\w+_m", "a momentum copy: only training's teacher used it"),
+    (r"(image|text|idx)_queue|queue_ptr|ptr_queue", "the contrastive queue: only training used it"),
+    (rf"visual_encoder\.{TEXT_TOWER}", TEXT_TOWER_DEAD),
     (r"visual_encoder\.visual\.proj", PROJECTION_DEAD),
     (
         r".*\.(intermediate|output)_vision\..*",
-        "a vision-only FFN that no layer calls: both streams share the other one",
+        "an MLP for vision alone that no layer calls: vision shares the text's",
     ),
-    (
-        r"text_decoder\.bert\.encoder\.layer\.\d+\.latents",
-        "latents of the decoder: only the text encoder's are used",
-    ),
-    DEAD_IN_FUSION,
-    (r"(\w+)_m\..*", "a momentum copy, which only training's teacher used"),
-    (r"(text|fusion)_encoder\.cls\..*", "a masked-word head over a word table of the fusion encoder's own"),
+    (r"text_decoder\.bert\.encoder\.layer\.\d+\.latents", "latents of the decoder: no layer reads them"),
+    (r"(text|fusion)_encoder\.cls\..*", "a masked-word head over the fusion encoder's own word table"),
+    FUSION_EMBEDDINGS,
 )
+PRETRAINED_NAMES = ("text_encoder", "fusion_encoder")
+"""Parts whose layers are under `.bert` in pretraining's files, and not in fine-tuning's."""
+
+
+def canonical(key: str) -> str:
+    """The name that a key has in a fine-tuned file of the official code, or in a recent one of Hugging
+    Face."""
+    for part in PRETRAINED_NAMES:
+        key = re.sub(rf"^{part}(_m)?\.bert\.", rf"{part}\1.", key)
+    return re.sub(r"LayerNorm\.(gamma|beta)$", lambda m: f"LayerNorm.{RENAMED[m[1]]}", key)
+
+
+RENAMED = {"gamma": "weight", "beta": "bias"}
+
+
+# -----------------------------------------------------------------------------------------------------------
+# mPLUG and mPLUG-2
 
 
 def mplug2(shapes: Shapes, settings: Settings | None = None) -> Model:
-    """Official mPLUG-2, fine-tuned for captions or questions."""
-    hidden = _shape(shapes, "text_encoder.embeddings.word_embeddings.weight")[1]
-    settings = settings or _released(hidden)
-    configs = {"vision": _clip_config(shapes, "visual_encoder.visual.", settings)}
-    width, depth = configs["vision"].width, configs["vision"].depth
-    configs["temporal"] = _zoo("temporal", width=width, depth=depth)
-    if width != hidden:
-        configs["connector"] = _zoo("connector", inputs=width, width=hidden)
-    text = _count(shapes, "text_encoder.encoder.layer")
-    universal = sum(
-        f"text_encoder.encoder.layer.{layer}.crossattention.self.query.bias" in shapes
-        for layer in range(text)
-    )
+    """Official mPLUG-2, pretrained or fine-tuned: its last text layers, which have cross-attention, are
+    universal."""
+    text = count(shapes, "text_encoder.encoder.layer")
+    universal = _universal_layers(shapes)
     if not universal:
         raise CheckpointError(
-            "no layer of text_encoder has cross-attention: this is no mPLUG-2 (--from mplug?)"
+            "no layer of text_encoder has cross-attention: it is no mPLUG-2 (--from mplug?)"
         )
-    latents = _shape(shapes, f"text_encoder.encoder.layer.{text - universal}.latents")[0]
-    configs["text"] = _bert_config("text", shapes, "text_encoder", settings, depth=text - universal)
-    configs["universal"] = _zoo(
-        "universal", width=hidden, depth=universal, heads=settings.heads, hidden=_ffn(shapes), latents=latents
+    ffn, hidden = shape(shapes, "text_encoder.encoder.layer.0.intermediate.dense.weight")
+    settings = settings or released(hidden)
+    configs = _common(shapes, settings, private=text - universal)
+    vision: Any = configs["vision"]
+    configs["temporal"] = zoo("temporal", width=vision.width, depth=vision.depth)
+    latents = shape(shapes, f"text_encoder.encoder.layer.{text - universal}.latents")[0]
+    configs["universal"] = zoo(
+        "universal", width=hidden, depth=universal, heads=settings.heads, hidden=ffn, latents=latents
     )
-    stack = _count(shapes, "fusion_encoder.encoder.layer")
-    configs["fusion"] = _fusion_config(shapes, "fusion_encoder.encoder.layer", settings)
-    configs["decoder"] = _bert_config("decoder", shapes, "text_decoder.bert", settings)
-    return mplug2_model(configs, settings, stack)
+    return mplug_model(configs, count(shapes, "fusion_encoder.encoder.layer"), flat=False)
 
 
-def mplug2_model(configs: Mapping[str, Config], settings: Settings | None, fusion_stack: int) -> Model:
-    """The key table of modules of these configs; `fusion_stack` counts the official fusion layers, unused
-    ones too."""
-    made = Builder()
-    by_name: Mapping[str, Any] = configs
-    dead = DEAD_IN_MPLUG2
+def mplug(shapes: Shapes, settings: Settings | None = None) -> Model:
+    """mPLUG with CLIP's picture tower. It has no universal layers: its text layers are all private."""
+    if _universal_layers(shapes):
+        raise CheckpointError("layers of text_encoder have cross-attention: it is an mPLUG-2 (--from mplug2)")
+    if "visual_encoder.visual.conv1.weight" not in shapes:
+        raise CheckpointError(
+            "its visual_encoder is not CLIP's (visual_encoder.visual.conv1.weight is missing)"
+        )
+    settings = settings or released(shape(shapes, "text_encoder.embeddings.word_embeddings.weight")[1])
+    configs = _common(shapes, settings, private=None)
+    return mplug_model(configs, count(shapes, "fusion_encoder.encoder.layer"), flat=True)
+
+
+def _universal_layers(shapes: Shapes) -> int:
+    pattern = r"text_encoder\.encoder\.layer\.\d+\.crossattention\.self\.query\.bias"
+    return sum(re.fullmatch(pattern, key) is not None for key in shapes)
+
+
+def _common(shapes: Shapes, settings: Settings, private: int | None) -> dict[str, Config]:
+    """The configs of the parts that both have, and of those that a file may have."""
+    vision = clip_config(shapes, "visual_encoder.visual.", settings)
+    text = bert_config("text", shapes, "text_encoder", settings, depth=private)
+    fusion = fusion_config(shapes, "fusion_encoder.encoder.layer", settings)
+    configs = {"vision": vision, "text": text, "fusion": fusion}
+    if vision.width != text.width:
+        configs["connector"] = zoo("connector", inputs=vision.width, width=text.width)
+    if "text_decoder.bert.embeddings.word_embeddings.weight" in shapes:
+        configs["decoder"] = bert_config("decoder", shapes, "text_decoder.bert", settings)
+    if projection := shapes.get("vision_proj.weight"):
+        configs["contrastive"] = zoo("heads", "ContrastiveConfig", width=projection[1], space=projection[0])
+    if matching := shapes.get("itm_head.weight"):
+        configs["matching"] = zoo("heads", "ClassifierConfig", width=matching[1], classes=matching[0])
+    return configs
+
+
+def mplug_model(configs: Mapping[str, Config], fusion_stack: int, *, flat: bool) -> Model:
+    """The table of modules of these configs, as the official code names them."""
+    made, by_name, dead = Builder(), dict[str, Any](configs), DEAD_IN_MPLUG
+    layer, shared = "text_encoder.encoder.layer", 0
     if vision := by_name.get("vision"):
-        made.clip_vision(vision, "visual_encoder.visual.", flat=False)
+        made.clip_vision(vision, "visual_encoder.visual.", flat=flat)
     if temporal := by_name.get("temporal"):
         made.local_temporal(temporal.depth, "visual_encoder.visual.")
     if "connector" in by_name:
         made.linear("connector", "linear", "visn_fc")
         made.norm("connector", "norm", "visn_layer_norm")
-    private = 0
     if text := by_name.get("text"):
-        private = text.depth
+        shared = text.depth
         made.bert_embedding("text", "text_encoder.embeddings", text.positions)
-        made.bert_layers("text", layers("text_encoder.encoder.layer", range(private)), cross=False)
+        made.bert_layers("text", layers(layer, range(shared)), cross=False)
     if universal := by_name.get("universal"):
-        shared = layers("text_encoder.encoder.layer", range(private, private + universal.depth))
-        made.bert_layers("universal", shared, cross=True)
-        made.add("universal", "latents", f"{shared[0]}.latents")
+        made.bert_layers("universal", layers(layer, range(shared, shared + universal.depth)), cross=True)
+        made.add("universal", "latents", f"{layer}.{shared}.latents")
         made.norm("universal", "vision_norm", "visn_emb_norm")
     if fusion := by_name.get("fusion"):
         first = fusion_stack - fusion.depth
-        made.bert_layers(
-            "fusion", layers("fusion_encoder.encoder.layer", range(first, fusion_stack)), cross=True
-        )
+        stack = layers("fusion_encoder.encoder.layer", range(first, fusion_stack))
+        made.bert_layers("fusion", stack, cross=True)
         dead += _idle_layers("fusion_encoder.encoder.layer", first)
     if decoder := by_name.get("decoder"):
+        words = "text_decoder.bert.embeddings.word_embeddings.weight"
         made.bert_embedding("decoder", "text_decoder.bert.embeddings", decoder.positions)
         made.bert_layers(
             "decoder", layers("text_decoder.bert.encoder.layer", range(decoder.depth)), cross=True
         )
-        made.predictor(
-            "decoder", "text_decoder.cls.predictions", "text_decoder.bert.embeddings.word_embeddings.weight"
-        )
-    return Model(dict(configs), made.map, dead, settings)
+        made.predictor("decoder", "text_decoder.cls.predictions", words)
+    if "contrastive" in by_name:
+        made.linear("contrastive", "vision_projection", "vision_proj")
+        made.linear("contrastive", "text_projection", "text_proj")
+        made.add("contrastive", "learned_temperature", "temp")
+    if "matching" in by_name:
+        made.linear("matching", "linear", "itm_head")
+    return Model(dict(configs), made.map, dead, fusion_stack, flat)
 
 
-def _idle_layers(prefix: str, first: int) -> tuple[tuple[str, str], ...]:
+def _idle_layers(prefix: str, first: int) -> tuple[Rule, ...]:
     numbers = "|".join(map(str, range(first)))
     rule = f"a fusion layer below number {first}, the first that runs"
     return ((rf"{re.escape(prefix)}\.({numbers})\..*", rule),) if first else ()
 
 
 # -----------------------------------------------------------------------------------------------------------
-# Parts: a fusion encoder, CLIP's vision tower
+# Parts: a fusion encoder, CLIP's vision tower, BERT
 
 
 def fusion(shapes: Shapes, settings: Settings) -> Model:
     """mPLUG's fusion encoder by itself."""
-    first = _count(shapes, "encoder.layer") - settings.fusion_layers
-    config = _fusion_config(shapes, "encoder.layer", settings)
-    made = Builder()
-    made.bert_layers(
-        "fusion", layers("encoder.layer", range(first, first + settings.fusion_layers)), cross=True
-    )
-    return Model(
-        {"fusion": config}, made.map, (*_idle_layers("encoder.layer", first), DEAD_IN_FUSION), settings
-    )
+    config, stack = fusion_config(shapes, "encoder.layer", settings), count(shapes, "encoder.layer")
+    first, made = stack - config.depth, Builder()
+    made.bert_layers("fusion", layers("encoder.layer", range(first, stack)), cross=True)
+    dead = (*_idle_layers("encoder.layer", first), FUSION_EMBEDDINGS)
+    return Model({"fusion": config}, made.map, dead, stack)
 
 
 def clip(shapes: Shapes, settings: Settings | None = None) -> Model:
@@ -216,133 +201,52 @@ def clip(shapes: Shapes, settings: Settings | None = None) -> Model:
     if any(key.startswith("vision_model.") for key in shapes):
         return _clip_of_hugging_face(shapes, settings)
     prefix = "visual." if "visual.conv1.weight" in shapes else ""
-    config = _clip_config(shapes, prefix, settings, settings.heads if settings else None)
-    made = Builder()
-    made.clip_vision(config, prefix, flat=len(shapes[f"{prefix}conv1.weight"]) == 4)
-    tower = CLIP_TEXT_TOWER if prefix else r"(?!)"
-    sizes = (
-        r"input_resolution|context_length|vocab_size",
-        "a number that OpenAI's file carries beside its weights",
+    config, made = (
+        clip_config(shapes, prefix, settings, heads=settings.heads if settings else None),
+        Builder(),
     )
-    dead = ((tower, TEXT_TOWER_DEAD), (rf"{re.escape(prefix)}proj", PROJECTION_DEAD), sizes)
-    return Model({"vision": config}, made.map, dead, settings)
+    flat = len(shapes[f"{prefix}conv1.weight"]) == 4
+    made.clip_vision(config, prefix, flat=flat)
+    dead = (
+        (rf"{prefix}proj", PROJECTION_DEAD),
+        (r"input_resolution|context_length|vocab_size", "a number that OpenAI keeps beside its weights"),
+        (TEXT_TOWER if prefix else r"(?!)", TEXT_TOWER_DEAD),
+    )
+    return Model({"vision": config}, made.map, dead, flat=flat)
 
 
 def _clip_of_hugging_face(shapes: Shapes, settings: Settings | None) -> Model:
-    root = "vision_model."
-    conv, places = f"{root}embeddings.patch_embedding.weight", f"{root}embeddings.position_embedding.weight"
-    named = {"conv1.weight": _shape(shapes, conv), "positional_embedding": _shape(shapes, places)}
-    depth = _count(shapes, f"{root}encoder.layers")
-    named |= {f"transformer.resblocks.{layer}": () for layer in range(depth)}
-    config = _clip_config(named, "", settings, settings.heads if settings else None)
-    made = Builder()
+    root, depth = "vision_model.", count(shapes, "vision_model.encoder.layers")
+    openai: dict[str, tuple[int, ...]] = {f"transformer.resblocks.{layer}": () for layer in range(depth)}
+    openai["conv1.weight"] = shape(shapes, f"{root}embeddings.patch_embedding.weight")
+    openai["positional_embedding"] = shape(shapes, f"{root}embeddings.position_embedding.weight")
+    config, made = clip_config(openai, "", settings, heads=settings.heads if settings else None), Builder()
     made.clip_vision_of_hugging_face(config, root)
     dead = (
         (r"text_model\..*|text_projection\.weight|logit_scale", TEXT_TOWER_DEAD),
         (r"visual_projection\.weight", PROJECTION_DEAD),
     )
-    return Model({"vision": config}, made.map, dead, settings)
+    return Model({"vision": config}, made.map, dead, flat=True)
 
 
-# -----------------------------------------------------------------------------------------------------------
-# Configs from shapes
-
-
-def _zoo(file: str, kind: str = "Config", **fields: Any) -> Any:
-    """A config of the zoo by import path, as a card would name it: `mplug2` does not import its modules."""
-    return decode(Config, _plain(file, kind, fields), file)
-
-
-def _plain(file: str, kind: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {"type": f"mplug2.modules.{file}:{kind}", **fields}
-
-
-def _clip_config(shapes: Shapes, prefix: str, settings: Settings | None, heads: int | None = None) -> Any:
-    """Square pictures, as official tables are; heads 64 wide, as in every released CLIP, unless `heads` are
-    given."""
-    conv = _shape(shapes, f"{prefix}conv1.weight")
-    width, patch, tubelet = conv[0], conv[-1], conv[2] if len(conv) == 5 else 1
-    places = _shape(shapes, f"{prefix}positional_embedding")[0] - 1
-    side = math.isqrt(places) * patch
-    if len(conv) not in (4, 5) or conv[1] != 3 or conv[-2] != patch or math.isqrt(places) ** 2 != places:
-        raise CheckpointError(
-            f"{prefix}conv1.weight of shape {conv} with {places} places is no CLIP vision tower"
-        )
-    if settings and len(conv) == 4:
-        tubelet = settings.tubelet
-    stride = settings.temporal_stride if settings and tubelet > 1 else 1
-    stem = _plain("vision", "Patches", {"patch": patch, "tubelet": tubelet, "stride": stride})
-    depth = _count(shapes, f"{prefix}transformer.resblocks")
-    return _zoo(
-        "vision",
-        image=[side, side],
-        stem=stem,
-        width=width,
-        depth=depth,
-        heads=heads or max(width // CLIP_HEAD, 1),
+def bert(shapes: Shapes, settings: Settings | None = None) -> Model:
+    """BERT under Hugging Face's names, an encoder or a masked-word model: all its layers go to `text`."""
+    root = "bert." if any(key.startswith("bert.") for key in shapes) else ""
+    words = f"{root}embeddings.word_embeddings.weight"
+    settings = settings or released(shape(shapes, words)[1])
+    config: Any = bert_config("text", shapes, root.rstrip("."), settings)
+    configs, made = {"text": config}, Builder()
+    made.bert_embedding("text", f"{root}embeddings", config.positions)
+    made.bert_layers("text", layers(f"{root}encoder.layer", range(config.depth)), cross=False)
+    if "cls.predictions.transform.dense.weight" in shapes:
+        configs["unmasker"] = zoo("heads", "UnmaskerConfig", width=config.width, vocabulary=config.vocabulary)
+        made.predictor("unmasker", "cls.predictions", words)
+    dead = (
+        (rf"{root}pooler\..*", "BERT's pooler: tasks read the first token itself"),
+        (r"cls\.seq_relationship\..*", "BERT's next-sentence head: no task asks that"),
     )
-
-
-def _bert_config(file: str, shapes: Shapes, prefix: str, settings: Settings, depth: int | None = None) -> Any:
-    vocabulary, width = _shape(shapes, f"{prefix}.embeddings.word_embeddings.weight")
-    layer = f"{prefix}.encoder.layer"
-    return _zoo(
-        file,
-        vocabulary=vocabulary,
-        positions=_shape(shapes, f"{prefix}.embeddings.position_embeddings.weight")[0],
-        width=width,
-        depth=_count(shapes, layer) if depth is None else depth,
-        heads=settings.heads,
-        hidden=_shape(shapes, f"{layer}.0.intermediate.dense.weight")[0],
-    )
-
-
-def _fusion_config(shapes: Shapes, prefix: str, settings: Settings) -> Any:
-    stack = _count(shapes, prefix)
-    if not 0 < settings.fusion_layers <= stack:
-        raise CheckpointError(
-            f"fusion_layers is {settings.fusion_layers}, the fusion encoder has {stack} layers"
-        )
-    ffn, width = _shape(shapes, f"{prefix}.0.intermediate.dense.weight")
-    return _zoo(
-        "fusion",
-        width=width,
-        depth=settings.fusion_layers,
-        heads=settings.heads,
-        hidden=ffn,
-        connected_at=list(settings.connected_at),
-    )
-
-
-def _ffn(shapes: Shapes) -> int:
-    return _shape(shapes, "text_encoder.encoder.layer.0.intermediate.dense.weight")[0]
-
-
-def _released(hidden: int) -> Settings:
-    if hidden not in RELEASED:
-        raise CheckpointError(
-            f"a hidden width of {hidden} is none of the released models' {sorted(RELEASED)}: give their BERT "
-            f"configuration (--config), which says how many heads and fusion layers there are"
-        )
-    return RELEASED[hidden]
-
-
-def _count(shapes: Shapes, prefix: str) -> int:
-    """How many layers `prefix.0`, `prefix.1`, ... there are."""
-    start = len(prefix) + 1
-    numbers = {key[start:].split(".")[0] for key in shapes if key.startswith(f"{prefix}.")}
-    count = len(numbers)
-    if not count or numbers != {str(number) for number in range(count)}:
-        raise CheckpointError(f"expected layers {prefix}.0, 1, 2, ..., found {sorted(numbers)[:8] or 'none'}")
-    return count
-
-
-def _shape(shapes: Shapes, key: str) -> tuple[int, ...]:
-    if key not in shapes:
-        raise CheckpointError(
-            f"key {key} is missing{nearest(key, shapes)}; is this the kind of checkpoint --from names?"
-        )
-    return shapes[key]
+    return Model(configs, made.map, dead)
 
 
 Family = Callable[[Shapes, Settings | None], Model]
+FAMILIES: dict[str, Family] = {"mplug2": mplug2, "mplug": mplug, "clip": clip, "bert": bert}

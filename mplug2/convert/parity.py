@@ -24,6 +24,7 @@ from mplug2.convert.families import Model
 from mplug2.convert.keys import to_foreign, to_ours
 from mplug2.convert.layout import inflate
 from mplug2.convert.optimizer import official_adamw
+from mplug2.convert.shapes import Settings, read_settings
 from mplug2.errors import CheckpointError
 from mplug2.losses import word_loss, word_losses
 from mplug2.network import Network, Parameters, flat
@@ -90,6 +91,12 @@ class Case:
     params: Parameters
     prompt_length: int
 
+    @property
+    def fusion_start(self) -> int:
+        """The number of the first fusion layer that runs."""
+        config: Any = self.model.configs["fusion"]
+        return self.model.fusion_stack - config.depth
+
 
 def compare(folder: Path, atol: float, resize: Resize) -> Result:
     """Every case of a folder; `resize` is the vision module's resizing of position tables, which the engine
@@ -153,7 +160,7 @@ def read_case(folder: Path, name: str, said: dict[str, Any]) -> Case:
     """A case of kind "caption" or "qa", `said` its JSON."""
     params = _load(folder, f"{name}.params")
     shapes = {key: tensor.shape for key, tensor in params.items()}
-    model = families.mplug2(shapes, families.read_settings(folder / f"{name}.json"))
+    model = families.mplug2(shapes, read_settings(folder / f"{name}.json"))
     ours = jax.tree.map(jnp.asarray, to_ours(model.keys, params))
     return Case(name, said, _load(folder, f"{name}.io"), model, ours, _prompt_length(folder, said))
 
@@ -214,7 +221,7 @@ def _answer_stages(case: Case, clips: Array, parts: stages.Modules) -> dict[str,
     made |= stages.read(question, parts)
     last = parts["text"].config.depth + parts["universal"].config.depth - 1
     seen, tokens = made["visn_emb_norm(image_embeds)"], made[f"text_encoder.layer{last}"]
-    made |= stages.fuse(seen, tokens, question, parts["fusion"], case.model.fusion_start)
+    made |= stages.fuse(seen, tokens, question, parts["fusion"], case.fusion_start)
     rows = _rows(case)
     memory, mask = made["decoder_memory"][rows], made["decoder_memory_mask"][rows]
     made |= stages.say(ids, memory, mask, parts["decoder"])
@@ -256,7 +263,7 @@ def _objective(case: Case) -> tuple[Callable[[Parameters], Array], set[str]]:
         vision, branches = parts.pop("vision"), parts.pop("temporal")
 
         def see(clips: Array, temporal: Temporal | None = None, *, key: Array | None = None) -> Array:
-            # The official code sends single frames through the temporal branches, too; our route sends them past.
+            # Official single frames, too, go through the temporal branches; our route sends them past.
             return vision(clips, branches, key=key)
 
         return task(batch, vision=see, **parts)
@@ -357,7 +364,8 @@ def _compare_fusion(result: Result, folder: Path, name: str, said: dict[str, Any
     """A fusion encoder alone, with masks of both streams and gradients of its inputs."""
     params, given = _load(folder, f"{name}.params"), _load(folder, f"{name}.io")
     shapes = {key: tensor.shape for key, tensor in params.items()}
-    model = families.fusion(shapes, families.read_settings(folder / f"{name}.json"))
+    model = families.fusion(shapes, read_settings(folder / f"{name}.json"))
+    start = model.fusion_stack - model.configs["fusion"].depth
     ours = jax.tree.map(jnp.asarray, to_ours(model.keys, params))
     masks = (jnp.asarray(given["in.text_mask"]) != 0, jnp.asarray(given["in.image_mask"]) != 0)
 
@@ -365,7 +373,7 @@ def _compare_fusion(result: Result, folder: Path, name: str, said: dict[str, Any
         fusion = stages.bound(model.configs, params)["fusion"]
         with stages.watching(fusion) as calls:
             image, text = fusion(image, text, *masks)
-        made = {f"layer{model.fusion_start + i}": gave for i, gave in enumerate(calls.of("PostNormLayer"))}
+        made = {f"layer{start + i}": gave for i, gave in enumerate(calls.of("PostNormLayer"))}
         total = (image * given["in.weight_image"]).sum() + (text * given["in.weight_text"]).sum()
         return total, made | {"image": image, "text": text, "loss": total}
 
@@ -393,7 +401,7 @@ def _compare_pictures(result: Result, folder: Path, atol: float, resize: Resize)
         said = (
             _json(folder / "aux.json").get("image_clip_config") if (folder / "aux.json").is_file() else None
         )
-        settings = families.Settings(heads=said["heads"]) if said else None
+        settings = Settings(heads=said["heads"]) if said else None
         model = families.clip({key: tensor.shape for key, tensor in params.items()}, settings)
         ours = jax.tree.map(jnp.asarray, to_ours(model.keys, params))
 

@@ -1,0 +1,378 @@
+"""A checkpoint -> modules with cards, and back. Every key is accounted for, and nothing is half written.
+
+A folder holds one safetensors file and one card a module, and `conversion/`: `report.json` (where every key
+went, or the rule by which it is dead) and `unused.safetensors` (the dead tensors under their own names, so
+that the way back is exact).
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mplug2 import hub
+from mplug2.card import Card, File, Tokens, interface
+from mplug2.convert import writing
+from mplug2.convert.families import FAMILIES, Model, canonical, mplug_model
+from mplug2.convert.shapes import Settings
+from mplug2.convert.tensors import StoredTensor, read_safetensors, same, stored
+from mplug2.convert.torch_file import read_torch
+from mplug2.data.pixels import CLIP_MEAN, CLIP_STD, Preprocessing
+from mplug2.errors import CheckpointError, nearest
+from mplug2.network import Network, flat
+from mplug2.weights import FLOATS
+
+LISTED = 12
+SOURCES = {
+    "mplug2": ("https://github.com/X-PLUG/mPLUG-2", "arXiv:2302.00402"),
+    "mplug": ("https://github.com/X-PLUG/mPLUG", "arXiv:2205.12005"),
+    "clip": ("https://github.com/openai/CLIP", "arXiv:2103.00020"),
+    "bert": ("https://github.com/google-research/bert", "arXiv:1810.04805"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """`name` ends the cards' names; `skip`: patterns of keys that the user declares dead; `vocabulary`: a
+    WordPiece file to travel with the cards; `keep_unused`: dead tensors are kept for the way back;
+    `allow_non_finite`: so are NaNs."""
+
+    name: str
+    settings: Settings | None = None
+    skip: tuple[str, ...] = ()
+    vocabulary: Path | None = None
+    keep_unused: bool = True
+    allow_non_finite: bool = False
+    licence: str = "unknown"
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, StoredTensor], str]:
+    """The tensors of a .safetensors file, or of PyTorch's, and what they were wrapped in. Raises
+    CheckpointError."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    if path.suffix == ".safetensors":
+        return read_safetensors(path), ""
+    return read_torch(path)
+
+
+def convert(path: Path, family: str, folder: Path, options: Options) -> dict[str, Any]:
+    """Writes the modules of a checkpoint of FAMILIES into a new `folder`; returns the report. Raises
+    CheckpointError or CardError, and leaves nothing behind then."""
+    if family not in FAMILIES:
+        raise CheckpointError(
+            f'there is no kind "{family}"{nearest(family, FAMILIES)}; known are {sorted(FAMILIES)}'
+        )
+    tensors, wrapper = read_checkpoint(path)
+    names = {canonical(key): key for key in tensors}
+    if len(names) != len(tensors):
+        raise CheckpointError(
+            f"{path}: keys {sorted(set(tensors) - set(names.values()))[:LISTED]} repeat others"
+        )
+    tensors = {name: tensors[key] for name, key in names.items()}
+    try:
+        model = FAMILIES[family]({name: tensor.shape for name, tensor in tensors.items()}, options.settings)
+        shapes = {module: flat(tree) for module, tree in Network(model.configs).shapes.items()}
+        fates = account(model, tensors, options.skip)
+        _check(model, tensors, shapes)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    finite = writing.Finite()
+    with _new_folder(folder) as fresh:
+        modules = {
+            module: _write_module(fresh, module, model, tensors, shapes[module], finite, family, options)
+            for module in model.configs
+        }
+        if finite.strange and not options.allow_non_finite:
+            listed = [f"{key} ({count})" for key, count in sorted(finite.strange.items())]
+            raise CheckpointError(
+                f"{path}: not finite: {_some(listed)}; --allow-non-finite takes them as they are"
+            )
+        report = {
+            "from": family,
+            "file": path.name,
+            "wrapper": wrapper,
+            "fusion_stack": model.fusion_stack,
+            "flat": model.flat,
+            "modules": modules,
+            "not_finite": finite.strange,
+            "keys": {names[name]: fate for name, fate in fates.items()},
+        }
+        _write_rest(fresh, report, tensors, names, options)
+    return report
+
+
+def _some(items: Iterable[str]) -> str:
+    items = list(items)
+    return ", ".join(items[:LISTED]) + (f" and {len(items) - LISTED} more" if len(items) > LISTED else "")
+
+
+# -----------------------------------------------------------------------------------------------------------
+# The account: every key has one fate
+
+
+def account(
+    model: Model, tensors: Mapping[str, StoredTensor], skip: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+    """{key: {"to": places} or {"same_as": key} or {"counts_to": number} or {"unused": rule}}. Raises
+    CheckpointError."""
+    places, fates, unexplained = model.keys.places(), {}, []
+    for key in tensors:
+        if key in places:
+            to = [
+                f"{module}:{name}" + ("" if layer is None else f"[{layer}]")
+                for (module, name), layer, _ in places[key]
+            ]
+            fates[key] = {"to": to}
+        elif key in model.keys.tied:
+            fates[key] = {"same_as": model.keys.tied[key]}
+        elif key in model.keys.counted:
+            fates[key] = {"counts_to": model.keys.counted[key]}
+        elif rule := model.why_dead(key) or next(
+            (f"skipped by --skip {one}" for one in skip if fnmatchcase(key, one)), None
+        ):
+            fates[key] = {"unused": rule}
+        else:
+            unexplained.append(key)
+    missing = sorted(set(places) - set(tensors))
+    if unexplained or missing:
+        raise CheckpointError(
+            "; ".join(
+                f"{len(keys)} keys {what}: {_some(keys)}"
+                for keys, what in ((unexplained, "have no place and no rule"), (missing, "are missing"))
+                if keys
+            )
+        )
+    return fates
+
+
+def _check(
+    model: Model, tensors: Mapping[str, StoredTensor], shapes: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Raises CheckpointError unless shapes and types fit, and what must be equal is."""
+    wrong = []
+    for (module, name), source in model.keys.sources.items():
+        for piece in source.pieces:
+            needed, tensor = (
+                writing.foreign_shape(piece, source, shapes[module][name].shape),
+                tensors[piece.key],
+            )
+            first = tensors[source.pieces[0].key]
+            if tensor.shape != needed:
+                wrong.append(f"{piece.key} has shape {tensor.shape}, expected {needed}")
+            elif tensor.dtype not in FLOATS.values() or tensor.dtype != first.dtype:
+                wrong.append(
+                    f"{piece.key} is {tensor.dtype}; expected one of {sorted(FLOATS)}, alike in all layers"
+                )
+    for key, other in model.keys.tied.items():
+        if key in tensors and not same(tensors[key], tensors[other]):
+            wrong.append(f"{key} differs from {other}, to which it is tied")
+    for key, length in model.keys.counted.items():
+        if key in tensors and not np.array_equal(tensors[key].read().reshape(-1), np.arange(length)):
+            wrong.append(f"{key} is not 0, 1, ... {length - 1}")
+    if wrong:
+        raise CheckpointError(_some(wrong))
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Writing
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which takes its name when the block ends well and is gone when not."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder}: is there already, and not an empty folder")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written ({error.strerror})") from None
+    try:
+        yield fresh
+        fresh.chmod(0o755)  # a temporary folder is its owner's alone, a converted one is not
+        os.replace(fresh, folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written ({error.strerror})") from None
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _write_module(
+    folder: Path,
+    module: str,
+    model: Model,
+    tensors: Mapping[str, StoredTensor],
+    shapes: Mapping[str, Any],
+    finite: writing.Finite,
+    family: str,
+    options: Options,
+) -> dict[str, Any]:
+    """Weights and card; what the report says of them."""
+    arrays = {
+        name: writing.turned(model.keys.sources[module, name], shape.shape, tensors, finite)
+        for name, shape in shapes.items()
+    }
+    kinds = {array.dtype for array in arrays.values()}
+    dtype = next((name for name, kind in FLOATS.items() if kinds == {kind}), "float32")
+    config: Any = model.configs[module]
+    name = f"{module}-{options.name}"
+    sha256, size = writing.stream(folder / f"{name}.safetensors", arrays, {"card": name})
+    source, paper = SOURCES[family]
+    card = Card(
+        name=name,
+        module=module,
+        config=config,
+        file=File(path=f"{name}.safetensors", sha256=sha256, bytes=size),
+        interface=interface(module, config, dtype),
+        licence=options.licence,
+        source=f"converted from a checkpoint of {source}",
+        paper=paper,
+        preprocessing=_preprocessing(module, config, options.settings),
+        tokenizer=_tokens(folder, options.vocabulary) if module in ("text", "decoder") else None,
+        folder=folder,
+    )
+    card.write()
+    return {"card": name, "arrays": len(arrays), "parameters": writing.parameters(
+        {name: array.shape for name, array in arrays.items()}
+    ), "bytes": size, "dtype": dtype}  # fmt: skip
+
+
+def _preprocessing(module: str, config: Any, settings: Settings | None) -> Preprocessing | None:
+    if module != "vision":
+        return None
+    frames = settings.frames if settings else Settings(heads=1).frames
+    height, width = config.image
+    return Preprocessing(height=height, width=width, frames=frames, mean=CLIP_MEAN, std=CLIP_STD)
+
+
+SPECIAL = {"pad": "[PAD]", "unknown": "[UNK]", "begin": "[CLS]", "end": "[SEP]", "mask": "[MASK]"}
+
+
+def _tokens(folder: Path, vocabulary: Path | None) -> Tokens | None:
+    """The vocabulary, copied beside the cards. Raises CheckpointError."""
+    if vocabulary is None:
+        return None
+    try:
+        data = vocabulary.read_bytes()
+        words = data.decode().splitlines()
+        (folder / vocabulary.name).write_bytes(data)
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"vocabulary {vocabulary}: cannot be read ({error})") from None
+    if missing := [word for word in SPECIAL.values() if word not in words]:
+        raise CheckpointError(f"vocabulary {vocabulary}: has no {', '.join(missing)}")
+    ids = {name: words.index(word) for name, word in SPECIAL.items()}
+    return Tokens(file=vocabulary.name, sha256=hashlib.sha256(data).hexdigest(), ids=ids)
+
+
+def _write_rest(
+    folder: Path,
+    report: dict[str, Any],
+    tensors: Mapping[str, StoredTensor],
+    names: Mapping[str, str],
+    options: Options,
+) -> None:
+    (folder / "conversion").mkdir()
+    unused = {names[key]: tensors[key] for key in tensors if "unused" in report["keys"][names[key]]}
+    report["unused_bytes"] = sum(tensor.nbytes for tensor in unused.values())
+    if options.keep_unused and unused:
+        arrays = {key: stored(tensor) for key, tensor in unused.items()}
+        writing.stream(folder / "conversion" / "unused.safetensors", arrays, {})
+    (folder / "conversion" / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+def told(report: Mapping[str, Any]) -> str:
+    """The report as text: a line a module, a line a rule."""
+    lines = [
+        f"{module:<12} {said['arrays']:>4} arrays {said['parameters']:>13,} parameters  {said['dtype']}  "
+        f"{said['card']}"
+        for module, said in report["modules"].items()
+    ]
+    fates = list(report["keys"].values())
+    rules = [fate["unused"] for fate in fates if "unused" in fate]
+    lines.append(f"{sum('to' in fate for fate in fates)} of {len(fates)} keys are in modules")
+    checked = sum("same_as" in fate or "counts_to" in fate for fate in fates)
+    lines.append(
+        f"{checked:>5} keys repeat others or count positions: checked, and made again on the way back"
+    )
+    lines += [f"{rules.count(rule):>5} keys unused: {rule}" for rule in dict.fromkeys(rules)]
+    lines += [
+        f"warning: {key} has {count} numbers that are not finite"
+        for key, count in report["not_finite"].items()
+    ]
+    return "\n".join(lines)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# The way back
+
+
+BACK = ("mplug2", "mplug")
+STACKS = {768: 12, 1024: 24}
+"""The layers of the released models' fusion encoders, idle ones too, by hidden width."""
+
+
+def revert(folder: Path, family: str, path: Path, *, fusion_stack: int | None = None) -> int:
+    """Writes the modules of a folder as one safetensors file under the official keys of BACK; returns their
+    number.
+
+    With the folder's own report, exactly the keys that were converted; without one (modules trained here),
+    those of a fine-tuned file whose fusion encoder has `fusion_stack` layers. Raises CheckpointError or
+    CardError.
+    """
+    if family not in BACK:
+        raise CheckpointError(
+            f'there is no way back to "{family}"{nearest(family, BACK)}; there is to {list(BACK)}'
+        )
+    report = _read_report(folder)
+    if report and report["from"] != family:
+        raise CheckpointError(f"{folder}: was converted from {report['from']}, not from {family}")
+    cards = hub.cards(folder)
+    fusion_stack = fusion_stack or report.get("fusion_stack")
+    model = _model_of(cards, fusion_stack, flat=report.get("flat", family == "mplug"))
+    weights = {module: read_safetensors(card.weights) for module, card in cards.items()}
+    arrays = writing.restored(model.keys, lambda module, name: weights[module][name])
+    for key, other in model.keys.tied.items():
+        if other in arrays:
+            arrays[key] = arrays[other]
+    arrays |= {key: writing.counting(length) for key, length in model.keys.counted.items()}
+    if report:  # the very keys that were there
+        arrays = {key: arrays[canonical(key)] for key in report["keys"] if canonical(key) in arrays}
+        unused = folder / "conversion" / "unused.safetensors"
+        arrays |= {
+            key: stored(tensor)
+            for key, tensor in (read_safetensors(unused) if unused.is_file() else {}).items()
+        }
+    writing.stream(path, arrays, {"format": "pt"})
+    return len(arrays)
+
+
+def _model_of(cards: Mapping[str, Card], fusion_stack: int | None, *, flat: bool) -> Model:
+    configs = {module: card.config for module, card in cards.items()}
+    if "fusion" in configs and not fusion_stack:
+        fusion: Any = configs["fusion"]
+        fusion_stack = STACKS.get(fusion.width, fusion.depth)
+    return mplug_model(configs, fusion_stack or 0, flat=flat)
+
+
+def _read_report(folder: Path) -> dict[str, Any]:
+    path = folder / "conversion" / "report.json"
+    try:
+        return json.loads(path.read_text()) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+
+
+def default_name(path: Path) -> str:
+    """What cards of a file are called after it: its stem, in letters, digits, dots and dashes."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", path.stem).strip("-.").lower() or "converted"

@@ -147,7 +147,7 @@ def measure_step(
     return StepReport(
         parameters=_count(network.shapes),
         trained=_count({name: network.shapes[name] for name in trainer.names}),
-        batch=sum(objective.batch for objective in recipe.objectives.values()),
+        batch=sum(feed.batch for feed in recipe.feeds.values()),
         flops=flops,
         compile_wall=compile_wall,
         compile_cpu=compile_cpu,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 from rich.table import Table
 
 from mplug2.metrics import bootstrap
@@ -84,6 +85,10 @@ class Results:
     def save(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.as_json(), indent=2) + "\n")
+
+    def show(self, console: Console) -> None:
+        """Prints the table, never cut: a narrow or piped screen gets long lines."""
+        console.print(self.table(), width=max(console.width, 112), crop=False, soft_wrap=False)
 
     def table(self) -> Table:
         """A table for the screen."""

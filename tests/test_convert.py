@@ -48,7 +48,7 @@ def tensors():
         "text_encoder.embeddings.position_ids": np.arange(48)[None],
         "text_decoder.bert.embeddings.position_ids": np.arange(48)[None],
         "visual_encoder.token_embedding.weight": np.full((16, 64), 0.5, np.float32),
-        "visual_encoder.logit_scale": np.float32(4.6).reshape(()),
+        "visual_encoder.logit_scale": np.array(4.6, np.float32),
         "visual_encoder.visual.proj": np.ones((64, 32), np.float32),
         "text_decoder.bert.encoder.layer.0.latents": np.ones((50, 64), np.float32),
     }
@@ -253,7 +253,7 @@ def test_numbers_that_are_not_finite_are_refused_by_key_or_allowed_and_reported(
 def test_an_unknown_kind_and_an_unknown_size_are_refused_with_what_to_do(tmp_path, tensors):
     with pytest.raises(CheckpointError, match='no kind "mplugg"; did|no kind "mplugg" .did you mean "mplug"'):
         convert(tmp_path, tensors, "mplugg")
-    with pytest.raises(CheckpointError, match="hidden width of 64 .* --config"):
+    with pytest.raises(CheckpointError, match="hidden width of 64 .*--config"):
         convert(tmp_path, tensors, settings=None)
     with pytest.raises(CheckpointError, match="--from mplug2"):
         convert(tmp_path, tensors, "mplug")
@@ -409,7 +409,8 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 tensors, _ = conversion.read_checkpoint(Path({path!r}))
-Network(mplug2({{key: tensor.shape for key, tensor in tensors.items()}}).configs).shapes  # what JAX needs by itself
+shapes = {{key: tensor.shape for key, tensor in tensors.items()}}
+Network(mplug2(shapes).configs).shapes  # what JAX needs by itself
 before = peak()
 report = conversion.convert(Path({path!r}), "mplug2", Path({out!r}), conversion.Options(name="large"))
 print(len(report["keys"]), max(tensor.nbytes for tensor in tensors.values()), before, peak())

@@ -16,7 +16,7 @@ STORAGES = {
 
 
 class Pickle:
-    """Emits protocol 2, as `torch.save` does; `storages` are the arrays behind the tensors, one entry each."""
+    """Emits protocol 2, as `torch.save` does; `storages` are the arrays behind the tensors, an entry each."""
 
     def __init__(self):
         self.storages: list[np.ndarray] = []

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         limit=asked.limit,
         predictions=asked.predictions,
     )
-    screen.print(results.table())
+    results.show(screen)
     if asked.out is not None:
         results.save(asked.out)
         screen.print(f"results: {asked.out}")

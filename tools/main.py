@@ -15,6 +15,7 @@ COMMANDS = {
     "train": ("train", "train a recipe, or continue its run"),
     "eval": ("evaluate", "score a run, a recipe or the shipped modules, with intervals and blind baselines"),
     "predict": ("predict", "caption, answer or classify an image or a video"),
+    "publish": ("publish", "write a run's modules as files with cards"),
     "quickstart": ("quickstart", "evaluate the shipped modules, train from scratch, write a report"),
     "recipes": ("recipes", "list the recipes"),
     "modules": ("modules", "list the modules and their sizes"),

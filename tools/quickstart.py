@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
             network, params, recipe, tokenizer, limit=asked.limit, predictions=out / name
         )
         scores[model].save(out / f"{name}.json")
-        console.print(scores[model].table())
+        scores[model].show(console)
 
     cards = {module: card for module, card in hub.cards().items() if module in recipe.modules}
     say(f"1 of 4  composing the shipped modules ({', '.join(cards)}) and scoring them on held-out glyphs")

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -13,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from torch_writer import save
 
 from mplug2 import hub
-from mplug2.convert import conversion, families
+from mplug2.convert import conversion, families, reversal
 from mplug2.convert.keys import to_ours
 from mplug2.convert.shapes import Settings, read_settings
 from mplug2.convert.tensors import StoredTensor
@@ -30,7 +31,9 @@ def released() -> dict[str, tuple[int, ...]]:
     """The keys and shapes of the released large model."""
     keys = {}
     for line in (GOLDEN / "large_keys.txt").read_text().splitlines():
-        name, shape, span = re.match(r"(\S+) \((.*?)\) \S+(?: i=(\d+\.\.\d+))?", line).groups()
+        found = re.match(r"(\S+) \((.*?)\) \S+(?: i=(\d+\.\.\d+))?", line)
+        assert found, line
+        name, shape, span = found.groups()
         first, last = map(int, (span or "0..0").split(".."))
         sizes = tuple(int(size) for size in shape.split(",") if size.strip())
         keys |= {name.replace("{i}", str(number)): sizes for number in range(first, last + 1)}
@@ -69,7 +72,7 @@ def convert(tmp_path, tensors, family="mplug2", *, out="out", **changes):
 
 
 def back(tmp_path, family="mplug2") -> dict[str, np.ndarray]:
-    conversion.revert(tmp_path / "out", family, tmp_path / "back.safetensors")
+    reversal.revert(tmp_path / "out", family, tmp_path / "back.safetensors")
     return load_file(tmp_path / "back.safetensors")
 
 
@@ -152,7 +155,7 @@ def test_a_round_trip_is_exact_in_every_type(tmp_path, tensors, dtype):
     }
     report = convert(tmp_path, stored)
     assert {said["dtype"] for said in report["modules"].values()} == {dtype}
-    conversion.revert(tmp_path / "out", "mplug2", tmp_path / "back.safetensors")
+    reversal.revert(tmp_path / "out", "mplug2", tmp_path / "back.safetensors")
     found, _ = conversion.read_checkpoint(tmp_path / "back.safetensors")
     assert_same({key: tensor.read() for key, tensor in found.items()}, stored)
 
@@ -178,7 +181,7 @@ def test_modules_without_a_report_go_back_to_a_fine_tuned_file(tmp_path, tensors
     ours = to_ours(model.keys, tensors)
     for module, params in ours.items():
         hub.publish(tmp_path / "out", f"{module}-mine", module, model.configs[module], params)
-    conversion.revert(tmp_path / "out", "mplug2", tmp_path / "back.safetensors", fusion_stack=5)
+    reversal.revert(tmp_path / "out", "mplug2", tmp_path / "back.safetensors", fusion_stack=5)
     found = load_file(tmp_path / "back.safetensors")
     assert model.keys.keys() <= found.keys()
     assert all(found[key].tobytes() == tensors[key].tobytes() for key in found)
@@ -316,6 +319,7 @@ def test_clip_converts_alike_under_both_names(tmp_path, tensors, model):
 
 def test_clip_may_become_a_tower_of_three_frames_a_token(tmp_path, tensors):
     convert(tmp_path, clip_of_openai(tensors), "clip", settings=Settings(heads=1, tubelet=3))
+    config: Any
     config, params = hub.load(hub.find(tmp_path / "out"))
     kernel = params["stem"]["kernel"].reshape(3, -1, 64)
     assert config.stem.tubelet == 3 and not kernel[[0, 2]].any() and kernel[1].any()
@@ -350,7 +354,7 @@ def test_bert_converts_as_an_encoder_and_as_a_masked_word_model(tmp_path, tensor
     report = convert(tmp_path, old, "bert", out="masked")
     assert set(report["modules"]) == {"text", "unmasker"}
     one, other = (hub.load(hub.find(tmp_path / name, "text")) for name in ("plain", "masked"))
-    assert one[0] == other[0] and one[0].depth == 3
+    assert one[0] == other[0] and getattr(one[0], "depth", 0) == 3
     assert_same(flat(one[1]), flat(other[1]))
 
 
@@ -370,7 +374,7 @@ def test_mplug_has_no_universal_layers_and_comes_back(tmp_path, tensors):
         image |= {f"{name}.weight": np.ones((24, 64), "f4"), f"{name}.bias": np.ones(24, "f4")}
     report = convert(tmp_path, image, "mplug")
     assert set(report["modules"]) == {"vision", "text", "fusion", "decoder", "contrastive", "matching"}
-    assert hub.find(tmp_path / "out", "text").config.depth == 3
+    assert getattr(hub.find(tmp_path / "out", "text").config, "depth", 0) == 3
     assert_same(back(tmp_path, "mplug"), image)
 
 

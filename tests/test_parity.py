@@ -21,6 +21,7 @@ from mplug2.convert import families, parity
 from mplug2.convert.keys import to_ours
 from mplug2.convert.layout import inflate
 from mplug2.convert.optimizer import official_adamw
+from mplug2.convert.recorded import read_case
 from mplug2.convert.shapes import read_settings
 from mplug2.errors import CheckpointError
 from mplug2.modules.vision import resize_positions
@@ -54,7 +55,7 @@ def test_every_recorded_gradient_is_compared_and_holds(result):
 
 def test_one_wrong_weight_is_a_miss():
     said = json.loads((GOLDEN / "caption_tdown.json").read_text())
-    case = parity.read_case(GOLDEN, "caption_tdown", said)
+    case = read_case(GOLDEN, "caption_tdown", said)
     kernels = case.params["temporal"]["branches"]["layers"]["before_mlp"]
     kernels["kernel"] = kernels["kernel"].at[1, 0, 3].add(0.05)
     made = parity.stages_of(case)

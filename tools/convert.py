@@ -48,10 +48,11 @@ def main(argv: list[str] | None = None) -> int:
 
     # After the arguments are known to be right: these take seconds to import.
     from mplug2.convert import conversion
+    from mplug2.convert.reversal import revert
     from mplug2.convert.shapes import read_settings
 
     if asked.to:
-        count = conversion.revert(asked.file, asked.to, asked.out, fusion_stack=asked.fusion_stack)
+        count = revert(asked.file, asked.to, asked.out, fusion_stack=asked.fusion_stack)
         print(f"{count} keys are in {asked.out}")
         return 0
     beside = asked.file.parent / "config.json"

@@ -26,7 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     asked = parser.parse_args(argv)
 
     # After the arguments are known to be right: these take seconds to import.
-    from mplug2.convert.parity import Check, compare
+    from mplug2.convert.parity import compare
+    from mplug2.convert.recorded import Check
     from mplug2.modules.vision import resize_positions
 
     result = compare(asked.folder, asked.atol, resize_positions)

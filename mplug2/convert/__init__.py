@@ -1,8 +1,8 @@
 """Other people's checkpoints: read without their framework, mapped key by key onto modules of the zoo, and
 back.
 
-`layout` says how one foreign tensor lies in ours, `keys` which tensor goes where, `checkpoints` what a state
-dict is (settings, configs, dead keys), `torch_file` reads PyTorch's files, `writing` writes modules and the
-report, `stages` and `parity` compare with recorded tensors. This package is the one room that knows both
-sides' names of parameters.
+Read: `torch_file`, `pickles`, `tensors`. Understand: `layout` (how one tensor lies in ours), `keys` (which
+goes where), `shapes` (configs), `families` (kinds of checkpoint). Write: `conversion`, `reversal`, `writing`.
+Compare with recorded tensors: `parity`, `parity_training`, `parity_parts`, `recorded`, `stages`. `optimizer`
+is the official one. This package is the one room that knows both sides' names of parameters.
 """

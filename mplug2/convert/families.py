@@ -29,7 +29,7 @@ class Model:
     """A checkpoint understood. `fusion_stack` counts the foreign fusion layers, idle ones too; `flat`: its
     patches are cut from pictures."""
 
-    configs: dict[str, Config]
+    configs: dict[str, Any]
     keys: KeyMap
     dead: tuple[Rule, ...] = ()
     fusion_stack: int = 0

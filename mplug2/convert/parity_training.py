@@ -29,9 +29,9 @@ from mplug2.roles import Array, Temporal
 from mplug2.tasks import answer, caption
 
 GRADIENT = 1e-3
-"""Of a tensor's largest gradient. A gradient that is nothing but rounding has a floor: FLOOR of the case's
-largest."""
-FLOOR = 1e-4
+"""Of a tensor's largest gradient, or of a floor where that is nothing but rounding."""
+FLOOR, FLOOR_OF_ZERO = 1e-4, 1e-3
+"""Of the case's largest gradient; the second for biases of keys, whose gradient is zero but for rounding."""
 STEP = 0.02
 """Of the learning rate: how far a parameter may be from the official one after two steps of AdamW."""
 NOISE = 1e-5
@@ -94,10 +94,11 @@ def official(case: Case, tree: Parameters) -> Tensors:
 def gradient_checks(case: Case, made: Tensors, expected: Tensors) -> list[Check]:
     """A line for every module, with its worst tensor, and one for what the official code gives no
     gradient."""
-    floor = FLOOR * max(np.abs(tensor).max() for tensor in expected.values())
+    largest = max(np.abs(tensor).max() for tensor in expected.values())
     worst: dict[str, tuple[float, str]] = {}
     for key, tensor in expected.items():
-        size = max(np.abs(tensor).max(), floor)
+        floor = FLOOR_OF_ZERO if key.endswith(".key.bias") else FLOOR
+        size = max(np.abs(tensor).max(), floor * largest)
         error = worst_error(made[key], tensor) / size if key in made else np.inf
         module = _module_of(case, key)
         worst[module] = max(worst.get(module, (0.0, key)), (float(error), key))

@@ -90,14 +90,13 @@ class Once:
         return lambda *arguments, **named: self._remember(name, value, arguments, named)
 
     def _remember(self, method: str, function: Callable, arguments: tuple, named: dict[str, Any]) -> Any:
-        key = (
-            method,
-            tuple(map(id, arguments)),
-            tuple((name, id(value)) for name, value in sorted(named.items())),
-        )
+        given = (*arguments, *named.values())
+        if not any(isinstance(value, jax.core.Tracer) for value in given):
+            return function(*arguments, **named)  # a constant is the same in every trace, its results are not
+        key = (method, tuple(map(id, arguments)), tuple((name, id(named[name])) for name in sorted(named)))
         if key not in self._known:
             # The arguments are kept too: an identity means something only while its object lives.
-            self._known[key] = (arguments, named), function(*arguments, **named)
+            self._known[key] = given, function(*arguments, **named)
         return self._known[key][1]
 
 

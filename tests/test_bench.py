@@ -117,15 +117,22 @@ def test_the_table_says_what_was_measured(measured, capsys):
     assert "layers unrolled" in table and "dropout off" in table
 
 
-def test_the_command_measures_a_recipe_on_its_own_data(monkeypatch, capsys):
+def test_the_command_measures_a_recipe_on_its_own_data(measured, monkeypatch, capsys):
+    asked = []
     monkeypatch.setitem(os.environ, "GLIBC_TUNABLES", bench.HUGE_PAGES)
-    monkeypatch.setattr(benchmark, "MATMUL_SIDES", (64,))
-    monkeypatch.setattr(benchmark, "SECONDS_A_SIDE", 0.0)
-    assert main(["bench", "step", "--recipe", "image_caption.tiny", "--steps", "2", "--json"]) == 0
+    monkeypatch.setattr(
+        benchmark, "measure_step", lambda *given, steps: asked.append((*given, steps)) or measured
+    )
+    words = ["--recipe", "image_caption.tiny", "--steps", "2", "--no-dropout", "--unroll", "--remat", "dots"]
+    assert main(["bench", "step", "seed=7", *words, "--json"]) == 0
+    ((recipe, given, steps),) = asked
+    assert (steps, recipe.seed, recipe.dropout) == (2, 7, False)
+    assert recipe.execution == Execution(scan=False, remat="dots")
+    assert given["image_caption"]["clips"].shape == (recipe.objectives["image_caption"].batch, 1, 32, 32, 3)
+    assert "index" not in given["image_caption"]
     report = json.loads(capsys.readouterr().out)
-    recipe = recipes.find("image_caption.tiny")
-    assert (report["recipe"], report["batch"]) == (recipe.name, recipe.objectives["image_caption"].batch)
-    assert len(report["times"]["wall"]) == 2
+    assert report["recipe"] == recipes.find("image_caption.tiny").name
+    assert len(report["times"]["wall"]) == 3
 
 
 def test_huge_pages_are_set_once_before_python_starts(monkeypatch, capsys):

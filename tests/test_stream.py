@@ -16,7 +16,7 @@ from mplug2.errors import DataError
 
 TOKENIZER = SentencePiece()
 FEEDS = {
-    "caption": Feed(Mixture({Handwriting("caption"): 3, Handwriting("describe"): 1}), 8, {"caption": 20}),
+    "caption": Feed(Mixture({Handwriting("caption"): 3, Handwriting("retrieval"): 1}), 8, {"caption": 20}),
     "unmask": Feed(Handwriting("text", examples=30), 4, {"masked": 20}),
 }
 

@@ -19,15 +19,19 @@ OTHER = jnp.array([[2, 9, 7, 3, 0], [2, 8, 3, 0, 0], [2, 11, 3, 0, 0]])
 CLIPS = jnp.array(np.random.default_rng(0).normal(size=(3, 1, 32, 32, 3)), jnp.float32)
 
 
+NETWORK = Network(recipes.find("pretrain.tiny").modules)
+
+
 @pytest.fixture(scope="module")
 def parts() -> dict[str, Any]:
-    network = Network(recipes.find("pretrain.tiny").modules)
-    return network.bind(fresh(network.configs, SEED))
+    """Parameters by module; `loss` binds them anew in each trace."""
+    return fresh(NETWORK.configs, SEED)
 
 
-def loss(task: Any, parts: dict[str, Any], batch: dict[str, Any], key: jax.Array | None = None) -> Any:
+def loss(task: Any, parts: dict[str, Any], batch: dict[str, Any], key: jax.Array | None = None) -> float:
     chosen = select(task, parts)
-    return compiled(lambda batch: task(batch, key, **chosen))(batch)
+    compute = compiled(lambda parts, batch: task(batch, key, **NETWORK.bind(parts)))
+    return float(compute(chosen, batch))
 
 
 def test_losses_are_those_of_the_definition():
@@ -82,12 +86,12 @@ def test_match_never_takes_an_equal_caption_for_a_false_one(parts):
     for seed in range(20):
         drawn = np.asarray(tasks._draw(masked, jax.random.key(seed)))
         assert (drawn[[0, 2]] == 1).all() and drawn[1] in (0, 2)
-    assert np.isfinite(loss(tasks.match, parts, {"clips": CLIPS, "caption": IDS}, jax.random.key(0)))
+    assert np.isfinite(loss(tasks.match, parts, {"clips": CLIPS, "text": IDS}, jax.random.key(0)))
 
 
 def test_match_stands_at_chance_before_it_learns(parts):
     """One true pair to two false ones, and a fresh head that says little."""
-    assert loss(tasks.match, parts, {"clips": CLIPS, "caption": OTHER}) == pytest.approx(np.log(2), abs=0.1)
+    assert loss(tasks.match, parts, {"clips": CLIPS, "text": OTHER}) == pytest.approx(np.log(2), abs=0.1)
 
 
 def test_unmask_looks_at_the_picture_if_there_is_one(parts):
@@ -112,7 +116,7 @@ def test_a_clip_of_one_frame_goes_past_temporal(parts):
             raise AssertionError("an image must not read the temporal branches")
 
     batch = {"clips": CLIPS, "label": jnp.array([0, 1, 2])}
-    chosen = select(tasks.classify_vision, parts) | {"temporal": cast(Any, Untouchable())}
+    chosen = NETWORK.bind(select(tasks.classify_vision, parts)) | {"temporal": cast(Any, Untouchable())}
     image = tasks.classify_vision(batch, **chosen)
     assert image == pytest.approx(loss(tasks.classify_vision, parts, batch), rel=1e-5)
     with pytest.raises(AssertionError, match="temporal branches"):

@@ -130,10 +130,12 @@ def test_bfloat16_is_close_to_float32(scanned):
     value, gradient = run(Execution(dtype="bfloat16"))
     assert float(value) == pytest.approx(float(scanned[0]), rel=2e-2)
     assert value.dtype == jnp.float32
-    for name, exact in leaves(scanned[1]).items():
-        assert leaves(gradient)[name].dtype == np.float32
-        error = np.linalg.norm(leaves(gradient)[name] - exact) / max(np.linalg.norm(exact), 1e-4)
-        assert error < 0.1, name
+    assert all(leaf.dtype == np.float32 for leaf in leaves(gradient).values())
+    # All of it as one vector: parts of the exact gradient are zero but for rounding.
+    exact, rough = (
+        np.concatenate([leaf.ravel() for leaf in leaves(it).values()]) for it in (scanned[1], gradient)
+    )
+    assert np.linalg.norm(rough - exact) < 0.1 * np.linalg.norm(exact)
 
 
 def test_dropout_happens_only_with_a_key_and_follows_it():

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax.core import Tracer
 
 from mplug2.errors import RecipeError, nearest
 from mplug2.roles import Array, Config, Execution
@@ -91,7 +92,7 @@ class Once:
 
     def _remember(self, method: str, function: Callable, arguments: tuple, named: dict[str, Any]) -> Any:
         given = (*arguments, *named.values())
-        if not any(isinstance(value, jax.core.Tracer) for value in given):
+        if not any(isinstance(value, Tracer) for value in given):
             return function(*arguments, **named)  # a constant is the same in every trace, its results are not
         key = (method, tuple(map(id, arguments)), tuple((name, id(named[name])) for name in sorted(named)))
         if key not in self._known:

@@ -1,9 +1,9 @@
 """Pretraining: text, images and videos together; every task in every step, one network. mPLUG-2 section 3.3.
 
 The shelf's modules come from `small()`; README.md has the whole table.
-Number (handwriting, test split): `small()`, seed 0, half an hour on two CPU cores: image captions 65% exact
-(95% interval 62 to 68), image questions 74% (72 to 77), digits 93% (91 to 94), zero-shot 94% (92 to 95), video
-questions 90% (88 to 91), video captions 88% exact (85 to 90). `quick()`: not measured.
+Number (handwriting, test split): `small()`, seed 0, half an hour on two CPU cores: image captions 65%
+exact (95% interval 62 to 68), image questions 74% (72 to 77), digits 93% (91 to 94), zero-shot 94% (92
+to 95), video questions 90% (88 to 91), video captions 88% exact (85 to 90). `quick()`: not measured.
 """
 
 from collections.abc import Iterable

@@ -32,7 +32,7 @@ def tiny() -> Config:
 
 
 def small() -> Config:
-    return Config(width=128, depth=3)
+    return Config(width=128, depth=2)
 
 
 def base() -> Config:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange, repeat
+from einops import rearrange, reduce, repeat
 from flax import nnx
 from jax import lax
 
@@ -48,11 +48,11 @@ class Patches:
 
 @dataclass(frozen=True, kw_only=True)
 class Convolutions:
-    """A stem for small, sharp pictures: two 3x3 convolutions of stride 2, then overlapping patches are
-    projected."""
+    """A stem for small, sharp pictures: three 3x3 convolutions, the first two of stride 2, of `channels`; of
+    each channel the largest response within a patch is projected."""
 
     patch: int
-    channels: tuple[int, int] = (32, 64)
+    channels: tuple[int, int, int] = (32, 64, 128)
 
     def build(self, width: int, *, rngs: nnx.Rngs) -> "ConvolutionStem":
         return ConvolutionStem(self, width, rngs=rngs)
@@ -88,11 +88,13 @@ class Config:
 
 
 def tiny() -> Config:
-    return Config(image=(32, 32), stem=Convolutions(patch=8, channels=(8, 16)), width=32, depth=2, heads=2)
+    return Config(
+        image=(32, 32), stem=Convolutions(patch=8, channels=(8, 16, 32)), width=32, depth=2, heads=2
+    )
 
 
 def small() -> Config:
-    return Config(image=(32, 32), stem=Convolutions(patch=8), width=128, depth=3, heads=4)
+    return Config(image=(32, 32), stem=Convolutions(patch=8), width=128, depth=2, heads=4)
 
 
 def base() -> Config:
@@ -129,42 +131,44 @@ class PatchStem(nnx.Module):
 
 
 class ConvolutionStem(nnx.Module):
-    """`B T H W C -> B T h w D`, each frame by itself; a patch is projected from a window of twice its
-    height and width, since what is as small as a patch rarely lies in just one."""
+    """`B T H W C -> B T h w D`, each frame by itself. The responses see 15 pixels each way, more than a
+    patch, and the largest is the same wherever in the patch it stands."""
 
     def __init__(self, config: Convolutions, width: int, *, rngs: nnx.Rngs):
-        first, second = config.channels
-        side = config.patch // 2
-        self.first = parameter(normal((9 * 3 / 2) ** -0.5), (3, 3, 3, first), (None, None, None, "mlp"), rngs)
-        self.first_bias = parameter(zeros, (first,), ("mlp",), rngs)
-        self.second = parameter(
-            normal((9 * first / 2) ** -0.5), (3, 3, first, second), (None, None, "mlp", None), rngs
-        )
-        self.second_bias = parameter(zeros, (second,), (None,), rngs)
-        shape = (side, side, second, width)
-        self.kernel = parameter(
-            normal((side * side * second) ** -0.5), shape, (None, None, None, "embed"), rngs
-        )
-        self.config = config
+        first, second, third = config.channels
+        self.first = Convolution(3, first, stride=2, rngs=rngs)
+        self.second = Convolution(first, second, stride=2, rngs=rngs)
+        self.third = Convolution(second, third, stride=1, rngs=rngs)
+        shape = (third, width)
+        self.kernel = parameter(normal(shape[0] ** -0.5), shape, (None, "embed"), rngs)
+        self.side = config.patch // 4
 
     def __call__(self, clips: Array) -> Array:
         frames = rearrange(clips, "b t h w c -> (b t) h w c")
-        frames = quick_gelu(_convolve(frames, self.first[...], 2) + self.first_bias[...].astype(clips.dtype))
-        frames = quick_gelu(
-            _convolve(frames, self.second[...], 2) + self.second_bias[...].astype(clips.dtype)
+        for convolution in (self.first, self.second, self.third):
+            frames = quick_gelu(convolution(frames))
+        patches = reduce(frames, "b (h p) (w q) c -> b h w c", "max", p=self.side, q=self.side)
+        return rearrange(dense(patches, self.kernel[...]), "(b t) h w d -> b t h w d", t=clips.shape[1])
+
+
+class Convolution(nnx.Module):
+    """3x3, padded: `B H W inputs -> B H/stride W/stride outputs`."""
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int, rngs: nnx.Rngs):
+        shape = (3, 3, inputs, outputs)
+        self.kernel = parameter(normal((9 * inputs / 2) ** -0.5), shape, (None, None, None, "mlp"), rngs)
+        self.bias = parameter(zeros, (outputs,), ("mlp",), rngs)
+        self.stride = stride
+
+    def __call__(self, frames: Array) -> Array:
+        convolved = lax.conv_general_dilated(
+            frames,
+            self.kernel[...].astype(frames.dtype),
+            (self.stride, self.stride),
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        patches = _convolve(frames, self.kernel[...], self.config.patch // 4)
-        return rearrange(patches, "(b t) h w d -> b t h w d", t=clips.shape[1])
-
-
-def _convolve(frames: Array, kernel: Array, stride: int) -> Array:
-    return lax.conv_general_dilated(
-        frames,
-        kernel.astype(frames.dtype),
-        (stride, stride),
-        "SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+        return convolved + self.bias[...].astype(frames.dtype)
 
 
 class Block(nnx.Module):
@@ -194,9 +198,8 @@ class Vision(nnx.Module):
         height, width = config.grid
         self.stem = config.stem.build(config.width, rngs=rngs)
         self.class_token = parameter(normal(config.width**-0.5), (config.width,), ("norm",), rngs)
-        self.positions = parameter(
-            normal(config.width**-0.5), (1 + height * width, config.width), (None, "embed"), rngs
-        )
+        # Louder than CLIP's, which small pictures' noise drowns: empty places are told apart from the first.
+        self.positions = parameter(normal(0.5), (1 + height * width, config.width), (None, "embed"), rngs)
         self.input_norm = Norm(config.width, epsilon=EPSILON, rngs=rngs)
         self.blocks = Stack(
             lambda rngs: Block(config, rngs=rngs), config.depth, rngs=rngs, execution=execution

@@ -194,10 +194,11 @@ SMALL = Size(
     modules=modules("small", space=64),
     canvas=32,
     frames=4,
-    batch=64,
+    batch=48,
     settings={
         "steps": 2000,
-        "optimizer": AdamW(learning_rate=1e-3, warmup=200, beta2=0.98),
+        "optimizer": AdamW(learning_rate=1e-3, warmup=100, beta2=0.98),
+        "learning_rates": {"vision": 3.0},  # convolutions bear, and want, more than attention does
         "dropout": False,  # every training scene is new
         "execution": Execution(scan=False),
     },

@@ -29,7 +29,7 @@ class Preprocessing:
     width: int = 32
     frames: int = 4
     mean: tuple[float, float, float] = (0.14, 0.14, 0.13)
-    std: tuple[float, float, float] = (0.1, 0.1, 0.1)
+    std: tuple[float, float, float] = (0.25, 0.25, 0.25)
 
     def to_float(self, clips: jax.Array) -> jax.Array:
         """Clips uint8 B T H W C -> float32, zero mean and unit variance by channel; meant for inside

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
+from mplug2.errors import RecipeError
 from mplug2.modules.layers import PostNormLayer, Stack, WordEmbedding, WordPredictor, fold
 from mplug2.roles import Array, Execution, padding_mask, split_key
 
@@ -112,7 +113,12 @@ class Decoder(nnx.Module):
         return self.predictor(tokens, self.embedding.words[...])
 
     def start(self, memory: Array, memory_mask: Array | None, *, rows: int, length: int) -> Cache:
-        """An empty cache for `rows` sequences of at most `length` tokens over each memory of `B N D`."""
+        """An empty cache for `rows` sequences of at most `length` tokens over each memory of `B N D`. Raises
+        RecipeError where there are fewer positions: those beyond the table would all read its last row."""
+        if not 1 <= length <= self.config.positions:
+            raise RecipeError(
+                f"decoder: got a length of {length}; expected 1 to {self.config.positions}, its positions"
+            )
         graph, _ = nnx.split(self.layers.layers)
         layers = tuple(nnx.split(self.layers[index])[1] for index in range(self.config.depth))
         context = tuple(_layer(graph, state).cross.memory(memory) for state in layers)

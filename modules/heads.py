@@ -45,10 +45,6 @@ class UnmaskerConfig:
         return Unmasker(self, rngs=rngs)
 
 
-def contrastive(width: int, space: int) -> ContrastiveConfig:
-    return ContrastiveConfig(width=width, space=space)
-
-
 class Contrastive(nnx.Module):
     SMALLEST, LARGEST = 0.001, 0.5
 

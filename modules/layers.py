@@ -18,6 +18,7 @@ from einops import rearrange
 from flax import nnx
 from jax import lax
 
+from mplug2.errors import RecipeError
 from mplug2.roles import PAD, Array, Execution, split_key
 
 Initializer = Callable[[Array, tuple[int, ...]], Array]
@@ -163,6 +164,8 @@ class Attention(nnx.Module):
         context_width: int | None = None,
         dropout: float = 0.0,
     ):
+        if width % heads:
+            raise RecipeError(f"a width of {width} does not divide into {heads} heads")
         context_width = context_width or width
         self.query = Linear(width, width, axes=("embed", "heads"), rngs=rngs)
         self.key = Linear(context_width, width, axes=("embed", "heads"), rngs=rngs)

@@ -54,6 +54,10 @@ class Convolutions:
     patch: int
     channels: tuple[int, int, int] = (32, 64, 128)
 
+    def __post_init__(self):
+        if self.patch < 4 or self.patch % 4:
+            raise RecipeError(f"vision: convolutions need a patch of 4, 8, 12 ... px, got {self.patch}")
+
     def build(self, width: int, *, rngs: nnx.Rngs) -> "ConvolutionStem":
         return ConvolutionStem(self, width, rngs=rngs)
 
@@ -131,8 +135,8 @@ class PatchStem(nnx.Module):
 
 
 class ConvolutionStem(nnx.Module):
-    """`B T H W C -> B T h w D`, each frame by itself. The responses see 15 pixels each way, more than a
-    patch, and the largest is the same wherever in the patch it stands."""
+    """`B T H W C -> B T h w D`, each frame by itself. A response sees 15x15 pixels, more than a patch, and
+    the largest is the same wherever in the patch it stands."""
 
     def __init__(self, config: Convolutions, width: int, *, rngs: nnx.Rngs):
         first, second, third = config.channels

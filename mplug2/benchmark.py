@@ -105,7 +105,7 @@ class StepReport:
 def measure_step(
     recipe: Recipe, batches: Mapping[str, Mapping[str, np.ndarray]], *, steps: int
 ) -> StepReport:
-    """Times `steps` train steps of `recipe` on one batch an objective (`{objective: batch}`, clips uint8),
+    """Times `steps` train steps of `recipe` on one batch an objective (`{feed: batch}`, clips uint8),
     after one step that is not counted. The state is made here, from the recipe's seed, whatever its modes
     and cards say."""
     network = Network(recipe.modules, recipe.execution)

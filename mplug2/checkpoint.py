@@ -78,7 +78,7 @@ class Checkpoints:
                 saving.result()
                 _seal(self.path(step))
             for old in self.steps[: -self.keep]:
-                shutil.rmtree(self.path(old))
+                shutil.rmtree(self.path(old), ignore_errors=True)
         except CheckpointError as error:
             self._failure = error
 
@@ -112,7 +112,7 @@ class Checkpoints:
         left."""
         kept = {str(complete) for complete in self.steps if complete <= step}
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            if path.name not in kept:
+            if path.name.partition(".")[0].isdigit() and path.name not in kept:
                 shutil.rmtree(path)
 
 

@@ -1,7 +1,7 @@
 """Whether the modules of a recipe fit together, seen before any array exists: every objective is traced with
 abstract arrays.
 
-`check` is called where training and evaluation start. A refusal names the two modules that do not fit, their
+`check` is called where training starts. A refusal names the two modules that do not fit, their
 widths or vocabularies, and the route that led there.
 """
 
@@ -55,7 +55,7 @@ def check(recipe: Recipe, tokenizer: Tokenizer) -> None:
             loss = jax.eval_shape(forward, network.shapes, abstract_batch(objective, tokenizer))
         except Mplug2Error as error:
             raise RecipeError(f"recipe {recipe.name}, objective {name}: {error}") from None
-        except (TypeError, ValueError, IndexError) as error:
+        except (TypeError, ValueError, IndexError, RuntimeError) as error:  # einops raises the last
             reason = _misfit(calls, recipe.modules, error)
             raise RecipeError(f"recipe {recipe.name}, objective {name}: {reason}") from error
         if getattr(loss, "shape", None) != ():

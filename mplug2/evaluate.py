@@ -26,8 +26,8 @@ from mplug2.evaluations import (
     TextClassification,
     ZeroShot,
 )
-from mplug2.inference import Inference
-from mplug2.network import Network, Parameters
+from mplug2.inference import Compiled, Inference
+from mplug2.network import Network, Parameters, select
 from mplug2.recipe import Recipe
 from mplug2.scores import Results, Score
 
@@ -74,9 +74,11 @@ def evaluate(
                 + nearest(name, recipe.evaluations)
             )
     chosen = {name: recipe.evaluations[name] for name in only or recipe.evaluations}
-    inference = Inference(
-        network=network, params=params, recipe=recipe, tokenizer=tokenizer, split=split, limit=limit
-    )
+    for evaluation in chosen.values():
+        for outputs in evaluation.outputs:
+            select(outputs, network.configs)
+    compiled = Compiled(network, jax.device_put(params), recipe.preprocessing)
+    inference = Inference(compiled=compiled, recipe=recipe, tokenizer=tokenizer, split=split, limit=limit)
     scores: dict[str, Score] = {}
     # Refreshed by hand: rich's own thread would import while TFDS, loaded with the data, replaces `import`.
     screen = console or Console(stderr=True)

@@ -86,8 +86,8 @@ class TextClassification:
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShot:
-    """Accuracy of the class whose prompts lie nearest to the clip in the contrastive space; no class was
-    trained as such.
+    """Accuracy of the class whose prompts lie nearest to the clip in the contrastive space: no classifier is
+    used, only what texts and clips were taught to share.
 
     `classes`: what they are called, in the order of labels; `templates`: sentences with `{}` for the class. A
     class is the mean of its prompts' unit vectors, made a unit vector again. `length`: ids a prompt is cut or

@@ -7,8 +7,9 @@ loop.
 which is never repeated.
 
 A text is `begin words end pad pad`, as in a batch. Padding and `begin` are never generated. A row that is
-finished stays as it is. Length penalty `((5 + n) / 6) ** alpha` with n the generated ids, end included: Wu et
-al. 2016, as mPLUG-2 has it.
+finished stays as it is. (`mplug2.official_search` keeps neither promise, as the official code does not.)
+Length penalty `((5 + n) / 6) ** alpha` with n the generated ids, end included: Wu et al. 2016, as mPLUG-2 has
+it.
 """
 
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ def decode(
     key: Array | None = None,
 ) -> Decoded:
     """Texts for each memory of `B N D` (its mask `B N`, True = a token stands there). `key` is what `Sample`
-    draws by."""
+    draws by. Raises RecipeError where the search is longer than the decoder has positions."""
     batch, rows, special = memory.shape[0], search.rows, Special(begin, end)
     cache = decoder.start(memory, mask, rows=rows, length=search.length)
     ids = jnp.full((batch, rows, 1 + search.length), PAD, jnp.int32).at[..., 0].set(begin)
@@ -140,7 +141,7 @@ class Rows(NamedTuple):
         gained = jnp.take_along_axis(log_probabilities, chosen[..., None], -1)[..., 0]
         chosen = jnp.where(self.finished, PAD, chosen)
         return self._replace(
-            ids=_put(self.ids, chosen, position + 1),
+            ids=put(self.ids, chosen, position + 1),
             scores=self.scores + jnp.where(self.finished, 0.0, gained),
             finished=self.finished | (chosen == special.end),
         )
@@ -157,7 +158,7 @@ class Greedy:
     least: int = 0
 
     def __post_init__(self) -> None:
-        _check_lengths(self)
+        check_lengths(self)
 
     @property
     def rows(self) -> int:
@@ -196,7 +197,7 @@ class Sample:
     penalty: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_lengths(self)
+        check_lengths(self)
         if self.rows < 1 or self.temperature <= 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise RecipeError(f"{self}: expected rows >= 1, temperature > 0, top_k >= 0 and 0 < top_p <= 1")
 
@@ -223,7 +224,7 @@ class Sample:
 
     def results(self, state: Rows) -> Decoded:
         lengths = (state.ids[..., 1:] != PAD).sum(-1)
-        scores, order = lax.top_k(state.scores / _penalty(lengths, self.penalty), self.rows)
+        scores, order = lax.top_k(state.scores / length_penalty(lengths, self.penalty), self.rows)
         return Decoded(jnp.take_along_axis(state.ids, order[..., None], 1), scores)
 
 
@@ -254,7 +255,7 @@ class Beam:
     best: int = 1
 
     def __post_init__(self) -> None:
-        _check_lengths(self)
+        check_lengths(self)
         if self.rows < 1 or self.penalty < 0 or not 1 <= self.best <= self.rows:
             raise RecipeError(
                 f"{self}: expected rows >= 1, penalty >= 0 and best (results given) from 1 to rows"
@@ -266,14 +267,14 @@ class Beam:
 
     def advance(self, state: Beams, logits: Array, position: Array, special: Special) -> tuple[Beams, Array]:
         allowed = _allowed(_log_softmax(logits), position, self.least, special)
-        scores, parents, chosen = _continuations(state.scores, allowed, 2 * self.rows)
-        ids = _put(jnp.take_along_axis(state.ids, parents[..., None], 1), chosen, position + 1)
+        scores, parents, chosen = continuations(state.scores, allowed, 2 * self.rows)
+        ids = put(jnp.take_along_axis(state.ids, parents[..., None], 1), chosen, position + 1)
 
         # At the last step every row is finished, with or without `end`.
         ends = (chosen == special.end) & jnp.isfinite(scores)
         finished = (ends | (position + 1 == self.length))[:, : self.rows] & ~self._closed(state)[:, None]
         new_scores = jnp.where(
-            finished, scores[:, : self.rows] / _penalty(position + 1, self.penalty), -jnp.inf
+            finished, scores[:, : self.rows] / length_penalty(position + 1, self.penalty), -jnp.inf
         )
         found_scores, order = lax.top_k(jnp.concatenate([state.found_scores, new_scores], 1), self.rows)
         found = jnp.concatenate([state.found, ids[:, : self.rows]], 1)
@@ -287,7 +288,7 @@ class Beam:
     def _closed(self, state: Beams) -> Array:
         """Inputs `B` whose results are final: log-probabilities only fall, and the longest text is penalised
         least."""
-        within_reach = state.scores.max(1) / _penalty(jnp.asarray(self.length), self.penalty)
+        within_reach = state.scores.max(1) / length_penalty(jnp.asarray(self.length), self.penalty)
         full = jnp.isfinite(state.found_scores).all(1)
         return full | (state.found_scores[:, self.best - 1] >= within_reach)
 
@@ -302,7 +303,7 @@ class Beam:
 # What searches share
 
 
-def _check_lengths(search: Any) -> None:
+def check_lengths(search: Any) -> None:
     if search.length < 1 or not 0 <= search.least <= search.length:
         raise RecipeError(f"{search}: expected length >= 1 and least from 0 to length")
 
@@ -323,7 +324,7 @@ def _allowed(scores: Array, position: Array, least: int, special: Special) -> Ar
     return jnp.where((id == PAD) | (id == special.begin) | too_short, -jnp.inf, scores)
 
 
-def _continuations(scores: Array, gains: Array, count: int) -> tuple[Array, Array, Array]:
+def continuations(scores: Array, gains: Array, count: int) -> tuple[Array, Array, Array]:
     """The `count` best of scores `B R` + gains `B R V`: (scores, rows, ids), each `B count`, best first.
 
     In two stages, the best of every row and then the best of those: a row has thousands of ids, and few are
@@ -336,10 +337,10 @@ def _continuations(scores: Array, gains: Array, count: int) -> tuple[Array, Arra
     return totals, places // each, jnp.take_along_axis(ids.reshape(totals.shape[0], -1), places, 1)
 
 
-def _put(ids: Array, chosen: Array, position: Array) -> Array:
+def put(ids: Array, chosen: Array, position: Array) -> Array:
     """Ids `B R S` with `chosen` `B R` at `position`."""
     return lax.dynamic_update_slice_in_dim(ids, chosen[..., None].astype(ids.dtype), position, 2)
 
 
-def _penalty(length: Array, alpha: float) -> Array:
+def length_penalty(length: Array, alpha: float) -> Array:
     return ((5.0 + length) / 6.0) ** alpha

@@ -1,18 +1,18 @@
-"""Inference over a split: a function of a batch and the modules that it names -> its outputs, once an
-example.
+"""Inference: functions of a batch and the modules that they name -> outputs; compiled, and run over a split.
 
-The functions are the tasks of mplug2.tasks without their losses. Each is compiled once, for batches of a
-fixed size; the last batch of a split is filled up, and what was filled up is cut off again.
+The functions are the tasks of mplug2.tasks without their losses. Over a split batches are of a fixed size;
+the last one is filled up, and what was filled up is cut off again.
 """
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
+from mplug2.data.pixels import Preprocessing
 from mplug2.data.stream import Mixture, collate
 from mplug2.data.tokens import Tokenizer
 from mplug2.errors import DataError
@@ -48,8 +48,8 @@ class Writer:
     seed: int = 0
 
     def __call__(self, decoder: Decoder, memory: Array, mask: Array | None, index: Array) -> Array:
-        """The best text for each memory: ids `B 1+length`. Examples `index` `B` decide what a sample
-        draws."""
+        """The best text for each memory: ids `B 1+length`. What a sample draws depends on
+        the first of the examples `index` `B`."""
         key = jax.random.fold_in(jax.random.key(self.seed), index[0])
         return decode(decoder, memory, mask, self.search, begin=self.begin, end=self.end, key=key).ids[:, 0]
 
@@ -89,6 +89,21 @@ def vision_vectors(
     """`clips` -> unit vectors of the contrastive space."""
     seen = see(batch["clips"], vision=vision, universal=universal, temporal=temporal, connector=connector)
     return contrastive.vision(seen)
+
+
+def vision_likenesses(
+    batch: Batch,
+    *,
+    vision: Vision,
+    universal: Universal,
+    contrastive: Contrastive,
+    temporal: Temporal | None = None,
+    connector: Connector | None = None,
+) -> Array:
+    """`clips`, `names` `C D` (unit vectors of the contrastive space) -> probabilities `B C` of each clip's
+    being called so."""
+    seen = see(batch["clips"], vision=vision, universal=universal, temporal=temporal, connector=connector)
+    return jax.nn.softmax(contrastive.vision(seen) @ batch["names"].T / contrastive.temperature(), -1)
 
 
 def text_vectors(batch: Batch, *, text: Text, universal: Universal, contrastive: Contrastive) -> Array:
@@ -137,38 +152,54 @@ def completions(write: Writer, batch: Batch, *, text: Text, universal: Universal
 
 
 # ------------------------------------------------------------------------------------------------------------
+# Compiled
+
+Compute = Callable[[Mapping[str, Any]], Any]
+"""A batch of NumPy arrays, clips uint8 -> NumPy arrays."""
+
+
+class Compiled:
+    """Outputs of one network with its parameters: each is compiled once for each shape of a batch."""
+
+    def __init__(self, network: Network, params: Parameters, preprocessing: Preprocessing):
+        self._network, self._params, self._preprocessing = network, params, preprocessing
+        self._known: dict[tuple, Compute] = {}
+
+    def __call__(self, outputs: Callable[..., Any], *fixed: Any) -> Compute:
+        """`outputs(*fixed, batch, **modules)`. Raises RecipeError, naming it, on a module that is missing."""
+        if (outputs, *fixed) not in self._known:
+            params = select(outputs, self._params)
+
+            @jax.jit
+            def compute(params: Parameters, batch: Batch) -> Any:
+                if "clips" in batch:
+                    batch = dict(batch) | {"clips": self._preprocessing.to_float(batch["clips"])}
+                return outputs(*fixed, batch, **self._network.bind(params))
+
+            self._known[outputs, *fixed] = lambda batch: jax.device_get(compute(params, batch))
+        return self._known[outputs, *fixed]
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
+# ------------------------------------------------------------------------------------------------------------
 # Over a split
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inference:
-    """A network with its parameters, and the examples that it is asked about: the first `limit` of `split`.
+    """A network's compiled outputs, and the examples that it is asked about: the first `limit` of `split`.
 
     `advance` is told how many examples are done, of how many.
     """
 
-    network: Network
-    params: Parameters
+    compiled: Compiled
     recipe: Recipe
     tokenizer: Tokenizer
     split: str = "test"
     limit: int | None = None
     advance: Callable[[int, int], None] = lambda done, total: None
-    compiled: dict[tuple, Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
-
-    def compile(self, outputs: Callable[..., Any], *fixed: Any) -> Callable[[Mapping[str, Any]], Any]:
-        """`outputs(*fixed, batch, **modules)` as a compiled function of a batch whose clips are uint8."""
-        if (outputs, *fixed) not in self.compiled:
-            params = select(outputs, self.params)
-
-            @jax.jit
-            def compute(params: Parameters, batch: Batch) -> Any:
-                if "clips" in batch:
-                    batch = dict(batch) | {"clips": self.recipe.preprocessing.to_float(batch["clips"])}
-                return outputs(*fixed, batch, **self.network.bind(params))
-
-            self.compiled[outputs, *fixed] = lambda batch: jax.device_get(compute(params, batch))
-        return self.compiled[outputs, *fixed]
 
     def over(
         self,
@@ -184,7 +215,7 @@ class Inference:
 
         Raises DataError on an empty split, RecipeError on a module that is missing.
         """
-        compute = self.compile(outputs, *fixed)
+        compute = self.compiled(outputs, *fixed)
         sources = [part.source(self.split) for part in (data.parts if isinstance(data, Mixture) else [data])]
         places = [(source, index) for source in sources for index in range(len(source))][: self.limit]
         if not places:
@@ -201,7 +232,7 @@ class Inference:
 
     def text_vectors(self, texts: Sequence[str], length: int, batch: int) -> np.ndarray:
         """Unit vectors of texts, each cut or padded to `length` ids."""
-        compute, found = self.compile(text_vectors), []
+        compute, found = self.compiled(text_vectors), []
         for start in range(0, len(texts), batch):
             some = list(texts[start : start + batch])
             ids = [self.tokenizer.encode(text, length) for text in some + some[:1] * (batch - len(some))]

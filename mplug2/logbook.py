@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from tensorboardX import SummaryWriter
 
+from mplug2 import files
+
 METRICS = "metrics.jsonl"
 PLAIN_SECONDS = 10.0  # between plain lines
 
@@ -29,7 +31,7 @@ class Logbook:
         self.steps, self.examples = steps, examples
         path = folder / METRICS
         kept = [line for line in read_metrics(folder) if line["step"] <= step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self._console = console or Console()

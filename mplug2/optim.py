@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from mplug2.recipe import AdamW
+from mplug2.recipe import AdamW, OfficialAdamW
 from mplug2.roles import Array
 
 TABLES_KEPT = frozenset({"positions", "types", "latents"})
@@ -34,19 +34,42 @@ def decayed(axes: Mapping[str, Any]) -> dict[str, Any]:
     return {name: decays(name, value) for name, value in axes.items()}
 
 
-def schedule(settings: AdamW, steps: int) -> Callable[[Any], Array]:
-    """Steps done before -> learning rate of the next one.
+def schedule(settings: AdamW, steps: int, factor: float = 1.0) -> Callable[[Any], Array]:
+    """Steps done before -> learning rate of the next one, for modules whose rate has `factor`.
 
     The rate rises linearly to its peak at step `warmup` (counted from 1; the first step already learns), then
     falls as a half cosine to `final` times the peak at step `steps`, and stays there.
     """
+    if isinstance(settings, OfficialAdamW):
+        return _official_schedule(settings, steps, factor)
 
     def rate(done: Any) -> Array:
         step = jnp.asarray(done, jnp.float32) + 1
         rise = step / max(settings.warmup, 1)
         fallen = jnp.clip((step - settings.warmup) / max(steps - settings.warmup, 1), 0.0, 1.0)
         fall = settings.final + (1 - settings.final) * 0.5 * (1 + jnp.cos(jnp.pi * fallen))
-        return settings.learning_rate * jnp.where(step < settings.warmup, rise, fall)
+        return factor * settings.learning_rate * jnp.where(step < settings.warmup, rise, fall)
+
+    return rate
+
+
+_SAWTOOTH = 100, 20_000
+"""The official captioning's: every so many steps of its first epoch, up to this one."""
+
+
+def _official_schedule(settings: OfficialAdamW, steps: int, factor: float) -> Callable[[Any], Array]:
+    """timm's cosine by step as the official loops drive it: each step sets the rate of the one after it."""
+    peak, floor = factor * settings.learning_rate, settings.final * settings.learning_rate
+
+    def rate(done: Any) -> Array:
+        last = jnp.maximum(jnp.asarray(done, jnp.int32) - 1, 0)
+        every, until = _SAWTOOTH
+        falls_back = (last < settings.sawtooth) & (last <= until) & (last % every == 0)
+        time = jnp.where(falls_back, last // every, last).astype(jnp.float32)
+        risen = jnp.minimum(time / max(settings.warmup, 1), 1.0)
+        fallen = jnp.clip((time - settings.warmup) / max(steps - settings.warmup, 1), 0.0, 1.0)
+        share = jnp.where(time < settings.warmup, risen, 0.5 * (1 + jnp.cos(jnp.pi * fallen)))
+        return floor + (peak - floor) * share
 
     return rate
 
@@ -56,8 +79,9 @@ def optimizer(
 ) -> optax.GradientTransformation:
     """AdamW for the modules of `axes` (`Network.axes` of the trained ones); `rates` are factors of the
     learning rate by module, 1 where unsaid. Gradients and parameters are `{module: nested dict}`."""
+    official = isinstance(settings, OfficialAdamW)
     adamw = optax.adamw(
-        schedule(settings, steps),
+        1.0 if official else schedule(settings, steps),
         b1=settings.beta1,
         b2=settings.beta2,
         eps=settings.epsilon,
@@ -65,6 +89,9 @@ def optimizer(
         mask=decayed(axes),
     )
     clip = [optax.clip_by_global_norm(settings.clip)] if settings.clip else []
+    if official:  # modules differ in more than a factor
+        rated = {module: schedule(settings, steps, rates.get(module, 1.0)) for module in axes}
+        return optax.chain(*clip, adamw, _scheduled(rated))
     return optax.chain(*clip, adamw, _by_module(rates))
 
 
@@ -75,3 +102,18 @@ def _by_module(rates: Mapping[str, float]) -> optax.GradientTransformation:
         return {module: optax.tree.scale(rates.get(module, 1.0), tree) for module, tree in updates.items()}
 
     return optax.stateless(scaled)
+
+
+def _scheduled(rates: Mapping[str, Callable[[Any], Array]]) -> optax.GradientTransformation:
+    """Multiplies a module's whole update by its own learning rate, a function of the steps done."""
+
+    def init(params: Any) -> optax.ScaleByScheduleState:
+        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, optax.ScaleByScheduleState]:
+        scaled = {
+            module: optax.tree.scale(rates[module](state.count), tree) for module, tree in updates.items()
+        }
+        return scaled, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
+
+    return optax.GradientTransformation(init, update)

@@ -1,14 +1,12 @@
 """Prediction: a composed network that captions, answers and classifies, `clips` uint8 `B T H W C` in, texts
 out.
 
-Each of the three is one compiled function, compiled once for each shape of its input: batches of one size are
-fast. It composes what it needs, so a network without `text` still captions. Routes as in mplug2.tasks and
-mplug2.evaluate.
+Each of the three is one compiled function of mplug2.inference, compiled once for each shape of its input:
+batches of one size are fast. It composes what it needs, so a network without `text` still captions.
 """
 
-import functools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +16,16 @@ import numpy as np
 
 from mplug2 import hub
 from mplug2.card import Card
-from mplug2.data.clips import read_video
+from mplug2.data.clips import frame_count, read_video
 from mplug2.data.pixels import Preprocessing, read_image
+from mplug2.data.scenes import CORNERS
 from mplug2.data.tokens import SentencePiece, Tokenizer
 from mplug2.errors import CardError, DataError
-from mplug2.generate import Greedy, Search, decode
-from mplug2.network import Network, Parameters, select
-from mplug2.roles import Array
-from mplug2.routes import fused_memory, read, see
+from mplug2.generate import Greedy, Search
+from mplug2.inference import Compiled, Writer, answers, captions, text_vectors, vision_likenesses
+from mplug2.network import Network, Parameters
 
-TEMPLATES = ("a {}", "a {} at the left", "a {} at the right", "a {} at the top", "a {} at the bottom")
+TEMPLATES = ("a {}", *(f"a {{}} at the {corner}" for corner in CORNERS))
 """Sentences of the handwriting world with `{}` for a class; "a" becomes "an" where it should."""
 
 
@@ -51,12 +49,12 @@ class Predictor:
     ):
         self.network, self.params = network, jax.tree.map(jnp.asarray, params)
         self.tokenizer, self.preprocessing = tokenizer, preprocessing
-        self.search = search
         # A text encoder has a table of positions, and no more of them.
         tables: list[Any] = [config for config in network.configs.values() if hasattr(config, "positions")]
         self.length = min([length, *(config.positions for config in tables)])
-        self._special = tokenizer.table()
-        self._compiled: dict[Any, Callable[..., Array]] = {}
+        special = tokenizer.table()
+        self._write = Writer(search, special["begin"], special["end"])
+        self._compiled = Compiled(network, self.params, preprocessing)
 
     @classmethod
     def of(cls, *cards: Card | str | Path) -> "Predictor":
@@ -71,13 +69,16 @@ class Predictor:
         return self.preprocessing.from_pil(read_image(path))[None]
 
     def video(self, path: str | Path) -> np.ndarray:
-        """A video file -> clips uint8 `1 T H W C`. Raises DataError for one that cannot be read or is
-        empty."""
-        return self.preprocessing.from_frames(read_video(path, self.preprocessing.frames))[None]
+        """A video file -> clips uint8 `1 T H W C`. Raises DataError for one that cannot be read, is empty, or
+        is shorter than T frames: frames shown twice would be an event that is not there."""
+        frames, there = self.preprocessing.frames, frame_count(path)
+        if 0 < there < frames:
+            raise DataError(f"the video {path} has {there} frame(s), fewer than the {frames} asked for")
+        return self.preprocessing.from_frames(read_video(path, frames))[None]
 
     def caption(self, clips: np.ndarray) -> list[str]:
         """A caption for each clip."""
-        return self._texts(self._compute(self.captioning, _checked(clips)))
+        return self._texts(self._compiled(captions, self._write)(_batch(clips)))
 
     def answer(self, clips: np.ndarray, question: str | Sequence[str]) -> list[str]:
         """An answer for each clip, to one question or to one each."""
@@ -86,7 +87,8 @@ class Predictor:
             raise DataError(
                 f"{len(questions)} questions for {len(clips)} clips: give one, or one for each clip"
             )
-        return self._texts(self._compute(self.answering, _checked(clips), self._ids(questions)))
+        batch = _batch(clips) | {"question": self._ids(questions)}
+        return self._texts(self._compiled(answers, self._write)(batch))
 
     def classify(
         self, clips: np.ndarray, classes: Sequence[str], templates: Sequence[str] = TEMPLATES
@@ -97,10 +99,10 @@ class Predictor:
                 f"classes need a name, and templates a {{}} for it; got {list(classes)}, {list(templates)}"
             )
         prompts = [fill(template, one) for one in classes for template in templates]
-        vectors = self._compute(self.naming, self._ids(prompts))
+        vectors = self._compiled(text_vectors)({"text": self._ids(prompts)})
         names = vectors.reshape(len(classes), len(templates), -1).mean(1)
         names /= np.linalg.norm(names, axis=-1, keepdims=True)
-        return self._compute(self.comparing, _checked(clips), names)
+        return self._compiled(vision_likenesses)(_batch(clips) | {"names": names})
 
     def unknown(self, text: str) -> list[str]:
         """Words of a text that the tokenizer does not give back as they are."""
@@ -109,56 +111,6 @@ class Predictor:
             word for word in words if self.tokenizer.decode(self.tokenizer.encode(word, self.length)) != word
         ]
 
-    def captioning(self, clips: Array, *, vision, universal, decoder, temporal=None, connector=None) -> Array:
-        return self._write(decoder, self._see(clips, vision, universal, temporal, connector), None)
-
-    def answering(
-        self,
-        clips: Array,
-        ids: Array,
-        *,
-        vision,
-        text,
-        universal,
-        fusion,
-        decoder,
-        temporal=None,
-        connector=None,
-    ) -> Array:
-        seen = self._see(clips, vision, universal, temporal, connector)
-        memory, mask = fused_memory(seen, read(ids, text=text, universal=universal), ids, fusion=fusion)
-        return self._write(decoder, memory, mask)
-
-    def naming(self, ids: Array, *, text, universal, contrastive) -> Array:
-        return contrastive.text(read(ids, text=text, universal=universal))
-
-    def comparing(
-        self, clips: Array, names: Array, *, vision, universal, contrastive, temporal=None, connector=None
-    ) -> Array:
-        seen = contrastive.vision(self._see(clips, vision, universal, temporal, connector))
-        return jax.nn.softmax(seen @ names.T / contrastive.temperature(), -1)
-
-    def _see(self, clips: Array, vision, universal, temporal, connector) -> Array:
-        clips = self.preprocessing.to_float(clips)
-        return see(clips, vision=vision, universal=universal, temporal=temporal, connector=connector)
-
-    def _write(self, decoder, memory: Array, mask: Array | None) -> Array:
-        begin, end = self._special["begin"], self._special["end"]
-        return decode(decoder, memory, mask, self.search, begin=begin, end=end, key=jax.random.key(0)).ids[
-            :, 0
-        ]
-
-    def _compute(self, forward: Callable[..., Array], *arrays: np.ndarray) -> np.ndarray:
-        """`forward(*arrays, **modules)` with the modules that it names."""
-        if forward not in self._compiled:
-
-            @jax.jit
-            def compute(params: Parameters, *arrays: Array) -> Array:
-                return forward(*arrays, **self.network.bind(params))
-
-            self._compiled[forward] = functools.partial(compute, select(forward, self.params))
-        return np.asarray(self._compiled[forward](*arrays))
-
     def _ids(self, texts: Sequence[str]) -> np.ndarray:
         return np.stack([self.tokenizer.encode(text, self.length) for text in texts])
 
@@ -166,10 +118,10 @@ class Predictor:
         return [self.tokenizer.decode(row) for row in ids]
 
 
-def _checked(clips: np.ndarray) -> np.ndarray:
+def _batch(clips: np.ndarray) -> dict[str, np.ndarray]:
     if clips.dtype != np.uint8 or clips.ndim != 5 or clips.shape[-1] != 3 or not clips.size:
         raise DataError(f"expected clips uint8 B T H W 3, got {clips.dtype} {clips.shape}")
-    return clips
+    return {"clips": clips, "index": np.zeros(len(clips), np.int32)}
 
 
 def fill(template: str, name: str) -> str:

@@ -23,8 +23,9 @@ Mode = Literal["init", "full", "frozen"]
 class Objective:
     """One task on one source of examples. `lengths`: how many ids each text field is cut or padded to.
 
-    Objectives of a recipe with equal `data` and `batch` get the same examples in a step, and what their
-    tasks compute alike (seeing the clips, most of all) is computed once.
+    Objectives of a recipe with equal `data` and `batch` get the same examples in a step. Without dropout,
+    what their tasks compute alike (seeing the clips, most of all) is computed once; with it, each drops out
+    by a key of its own.
     """
 
     task: Callable[..., Any]
@@ -50,6 +51,22 @@ class AdamW:
     beta2: float = 0.999
     epsilon: float = 1e-8
     clip: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialAdamW(AdamW):
+    """AdamW with the learning rates of the official mPLUG-2 fine-tuning; the defaults are its released ones.
+
+    The rate begins and ends at `final` times `learning_rate` whatever a module's own factor is, and follows a
+    step late. `sawtooth`: so many steps at first where, after every 100th, the next one has the rate of a
+    hundredth of the way, the official captioning's defect in its first epoch (0: without it).
+    """
+
+    learning_rate: float = 2e-5
+    warmup: int = 200
+    final: float = 0.05
+    clip: float = 0.0
+    sawtooth: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +112,11 @@ class Recipe:
                     f"recipe {self.name}: {label} names module {name!r}, "
                     f"the recipe selects {sorted(self.modules)}" + nearest(name, self.modules)
                 )
+        for name in ("steps", "accumulate", "log_every", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"recipe {self.name}: {name} is {getattr(self, name)}, expected at least 1")
+        if not 0 <= self.ema < 1:
+            raise RecipeError(f"recipe {self.name}: ema is {self.ema}, expected from 0 to below 1")
         for name, mode in self.modes.items():
             if mode not in ("init", "full", "frozen"):
                 raise RecipeError(

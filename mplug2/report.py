@@ -8,7 +8,6 @@ SVG.
 import base64
 import html
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from mplug2 import files
 
 Scores = Mapping[str, Mapping[str, Any]]
 Curve = Sequence[tuple[int, float]]  # (step, loss)
@@ -85,10 +86,7 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Writes the page, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(self.html(), encoding="utf-8")
-        os.replace(part, path)
+        files.write_text(path, self.html())
 
     def html(self) -> str:
         about = "".join(f"<p>{html.escape(line)}</p>" for line in self.about)

@@ -24,6 +24,7 @@ from typing import Any
 import jax
 
 import mplug2
+from mplug2 import files
 from mplug2.errors import CheckpointError, RecipeError
 from mplug2.network import flat
 from mplug2.recipe import Recipe
@@ -122,9 +123,7 @@ def fingerprint(recipe: Recipe) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(partial, path)
+    files.write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def _described(value: Any) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from mplug2 import files
 from mplug2.metrics import bootstrap
 from mplug2.run import commit
 
@@ -83,8 +84,8 @@ class Results:
         return {"recipe": self.recipe, "commit": self.commit, **self.facts, "tasks": tasks}
 
     def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.as_json(), indent=2) + "\n")
+        """Whole or not at all."""
+        files.write_text(path, json.dumps(self.as_json(), indent=2) + "\n")
 
     def show(self, console: Console) -> None:
         """Prints the table, never cut: a narrow or piped screen gets long lines."""

@@ -12,8 +12,10 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mplug2.errors import RecipeError
 
+BATCH = ("data", "fsdp")
+
 RULES: dict[str | None, str | tuple[str, ...] | None] = {
-    "batch": ("data", "fsdp"),
+    "batch": BATCH,
     "embed": "fsdp",
     "heads": "tensor",
     "mlp": "tensor",
@@ -34,6 +36,8 @@ class Mesh:
 
     def build(self) -> jax.sharding.Mesh:
         sizes = asdict(self)
+        if min(sizes.values()) < 1:
+            raise RecipeError(f"mesh {sizes}: an axis has at least 1 device")
         needed, there = math.prod(sizes.values()), jax.device_count()
         if needed > there:
             raise RecipeError(f"mesh {sizes} needs {needed} devices, there are {there}")
@@ -62,6 +66,11 @@ def shardings(mesh: jax.sharding.Mesh, axes: Any, shapes: Any) -> Any:
     return jax.tree.map(lambda leaf, names: sharding(mesh, names, leaf.shape), shapes, axes)
 
 
+def batch_shares(mesh: jax.sharding.Mesh) -> int:
+    """Into how many equal parts a batch is spread."""
+    return math.prod(mesh.shape[name] for name in BATCH)
+
+
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     """Examples are spread over data and fsdp alike."""
-    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+    return NamedSharding(mesh, PartitionSpec(BATCH))

@@ -51,18 +51,24 @@ class Trainer:
     """
 
     def __init__(self, recipe: Recipe, network: Network):
+        self.mesh = recipe.mesh.build()
+        shares = sharding.batch_shares(self.mesh)
         for name, objective in recipe.objectives.items():
             if objective.batch % recipe.accumulate:
                 raise RecipeError(
                     f"objective {name}: a batch of {objective.batch} does not divide into"
                     f" {recipe.accumulate} parts (accumulate)"
                 )
+            if objective.batch // recipe.accumulate % shares:
+                raise RecipeError(
+                    f"objective {name}: a batch of {objective.batch} in {recipe.accumulate} part(s)"
+                    f" does not divide among {shares} devices (mesh data x fsdp)"
+                )
         self.recipe, self.network = recipe, network
         self.names = trained(recipe)
         axes = {name: network.axes[name] for name in self.names}
         self.rate = optim.schedule(recipe.optimizer, recipe.steps)
         self.optimizer = optim.optimizer(recipe.optimizer, recipe.steps, axes, recipe.learning_rates)
-        self.mesh = recipe.mesh.build()
         self.shardings = self._state_shardings() if self.mesh.size > 1 else None
         placed = None if self.shardings is None else (self.shardings, self._replicated)
         self.step: Callable[[State, Parameters, Batches], tuple[State, Metrics]]
@@ -74,23 +80,31 @@ class Trainer:
     # State
 
     def begin(self, params: Parameters) -> State:
-        """The state before the first step. `params` (all modules', or the trained ones') are copied."""
-        state = jax.jit(self._state)({name: params[name] for name in self.names})
-        # A copy that jit cannot see through: it hands on arguments as they are, not ours to donate.
-        state = jax.tree.map(jnp.copy, state)
-        return state if self.shardings is None else jax.device_put(state, self.shardings)
+        """The state before the first step. `params` (all modules', or the trained ones') are copied: a step
+        reuses the buffers of its state."""
+
+        def copied(params: Parameters) -> State:
+            return jax.tree.map(jnp.copy, self._state(params))
+
+        return jax.jit(copied, out_shardings=self.shardings)({name: params[name] for name in self.names})
+
+    def resume(self, step: int, saved: State) -> State:
+        """The state after `step` steps, of which `params`, `moments`, `window` and `ema` were saved."""
+        small = jax.jit(self._counters, out_shardings=self.shardings and self._replicated)()
+        return small | saved | {"step": small["step"] + step}
 
     def _state(self, params: Parameters) -> State:
+        state = {"params": params, "moments": self.optimizer.init(params), **self._counters()}
+        return state | ({"ema": params} if self.recipe.ema else {})
+
+    def _counters(self) -> State:
         zero = jnp.zeros((), jnp.float32)
         metrics = ("loss", *(f"loss/{name}" for name in self.recipe.objectives), "gradient_norm")
-        state: State = {
+        return {
             "step": jnp.zeros((), jnp.int32),
-            "params": params,
-            "moments": self.optimizer.init(params),
             "window": {"count": jnp.zeros((), jnp.int32), "sums": dict.fromkeys(metrics, zero)},
             "bad": {"step": jnp.full((), NEVER, jnp.int32), "values": dict.fromkeys(metrics, zero)},
         }
-        return state | ({"ema": params} if self.recipe.ema else {})
 
     @property
     def abstract(self) -> State:

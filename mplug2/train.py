@@ -74,7 +74,9 @@ def train(
         write_json(run.path / "load_report.json", dataclasses.asdict(report))
     else:
         network, params = composed
-    return _Session(run, recipe, network, params).go(batches or data_stream(recipe))
+    session = _Session(run, recipe, network, params)
+    del composed, params  # the session's to let go
+    return session.go(batches or data_stream(recipe))
 
 
 def data_stream(recipe: Recipe) -> Batches:
@@ -107,6 +109,8 @@ class _Session:
     def go(self, batches: Batches) -> Outcome:
         recipe, trainer = self.recipe, self.trainer
         step, state = self._restored(batches)
+        # The state holds a copy of what is trained: from here on only frozen modules are kept beside it.
+        self.params = frozen = trainer.place_frozen(self.params)
         examples = sum(feed.batch for feed in recipe.feeds.values())
         with ExitStack() as stack:
             logbook = stack.enter_context(
@@ -117,7 +121,6 @@ class _Session:
                 return self._outcome(step, state)
             if step:
                 logbook.say(f"{self.run.path}: continuing after step {step}")
-            frozen = trainer.place_frozen(self.params)
             stack.callback(self._abandon)
             feed = stack.enter_context(Prefetch(batches, trainer.place_batch))
             interruption = stack.enter_context(Interruption(logbook))
@@ -222,13 +225,11 @@ class _Session:
         self.checkpoints.continue_from(step)
         batches.set_state(items["iterator"])
         self.position = items["iterator"]
-        # `step` and `bad` follow from where the checkpoint stands; the rest is as it was.
-        begun = self.trainer.begin({name: items[name] for name in self.trainer.names})
-        state = begun | {"moments": items["optimizer"], "window": items["window"]}
-        state["step"] = begun["step"] + step
-        if "ema" in state:
-            state["ema"] = {name: items[AVERAGE + name] for name in self.trainer.names}
-        return step, state
+        names = self.trainer.names
+        saved = {"params": {name: items[name] for name in names}, "moments": items["optimizer"]}
+        if self.recipe.ema:
+            saved["ema"] = {name: items[AVERAGE + name] for name in names}
+        return step, self.trainer.resume(step, saved | {"window": items["window"]})
 
     def _abandon(self) -> None:
         """A save that still goes on when the session ends ends with it; its error must not hide another."""

@@ -12,7 +12,6 @@ import json
 import math
 import mmap
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +19,7 @@ from typing import IO, Any
 import ml_dtypes
 import numpy as np
 
+from mplug2 import files
 from mplug2.errors import CardError, nearest
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -188,25 +188,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write that takes the place of `path` when the block ends well, and leaves nothing behind when
     not."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with files.replacing(path) as file:
+            yield file
     except OSError as error:
         raise CardError(f"{path}: cannot be written ({error.strerror})") from None
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, 0o644)  # a temporary file is its owner's alone, a published one is not
-            yield file
-            file.flush()
-            os.fsync(descriptor)
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the new name, too, survives a loss of power
-        finally:
-            os.close(folder)
-    except BaseException as error:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise CardError(f"{path}: cannot be written ({error.strerror})") from None
-        raise

@@ -1,4 +1,4 @@
-"""Image-text retrieval: contrast ranks a gallery, matching ranks the best of it again.
+"""Image-text retrieval: contrast ranks a gallery; matching learns true pairs from near ones.
 
 Number (handwriting, test split): not measured.
 """

@@ -1,4 +1,4 @@
-"""Video-text retrieval: contrast ranks a gallery, matching ranks the best of it again.
+"""Video-text retrieval: contrast ranks a gallery; matching learns true pairs from near ones.
 
 Number (handwriting, test split): not measured.
 """

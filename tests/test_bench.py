@@ -9,9 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from mplug2 import benchmark, recipes, tasks
+from mplug2 import benchmark, benchmark_generate, recipes, tasks
 from mplug2.benchmark import Times
 from mplug2.modules import decoder, universal, vision
+from mplug2.network import Network
 from mplug2.recipe import AdamW, Objective, Recipe
 from mplug2.roles import Execution
 from mplug2.tools import bench
@@ -157,3 +158,26 @@ def test_wrong_words_are_refused(words, capsys):
         bench.main(words)
     assert refusal.value.code == 2
     assert "mplug2 bench" in capsys.readouterr().err
+
+
+def test_captions_are_timed_at_the_length_asked_for(monkeypatch, capsys):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    monkeypatch.setattr(benchmark_generate, "READ_BYTES", 1 << 20)
+    command = "bench generate --size tiny --batch 1 3 --beams 2 --tokens 4 --steps 2 --json"
+    assert main(command.split()) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [(one["batch"], one["tokens"], len(one["whole"]["wall"])) for one in said["reports"]] == [
+        (1, 4, 2),
+        (3, 4, 2),
+    ]
+    assert said["read_bytes_a_second"] > 0
+
+
+def test_a_step_of_decoding_reads_every_weight_but_those_used_before():
+    network = Network({"decoder": decoder.tiny()})
+    width, hidden, vocabulary = 32, 64, 128
+    # self: four products; cross: query and out; MLP; the predictor's product; the word table
+    products = 6 * width**2 + 2 * width * hidden + width**2 + vocabulary * width
+    rest = 6 * width + hidden + width + 6 * width + 2 * width + width + 2 * width + vocabulary
+    read = benchmark_generate._weights_of_a_step(network.init(0)["decoder"])
+    assert read == 4 * (products + rest)

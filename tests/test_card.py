@@ -76,7 +76,7 @@ def changed(value: dict, path: str, part: object) -> dict:
         ("universal", universal.small()),
         ("fusion", dataclasses.replace(fusion.base(), connected_at=(0, 2))),
         ("decoder", decoder.tiny()),
-        ("contrastive", heads.contrastive(32, 16)),
+        ("contrastive", heads.ContrastiveConfig(width=32, space=16)),
         ("unmasker", heads.UnmaskerConfig(width=32, vocabulary=96)),
     ],
 )

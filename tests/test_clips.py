@@ -1,7 +1,9 @@
 """Readers of videos and pictures, and what they refuse."""
 
+import json
 from fractions import Fraction
 from pathlib import Path
+from random import Random
 
 import av
 import jax
@@ -12,6 +14,8 @@ from PIL import Image
 from mplug2.data.clips import frame_indices, read_video
 from mplug2.data.pixels import Preprocessing, read_image
 from mplug2.errors import DataError
+
+RECORDED = json.loads((Path(__file__).parent / "golden" / "aux" / "aux.json").read_text())
 
 
 def write_video(
@@ -47,6 +51,55 @@ def test_each_interval_gives_its_centre_frame(total, frames, uniform, middle):
     assert frame_indices(total, frames, "middle").tolist() == middle
 
 
+@pytest.mark.parametrize("frames, total, expected", RECORDED["frames_middle"])
+def test_middle_frames_are_the_recorded_ones_of_the_official_code(frames, total, expected):
+    assert frame_indices(total, frames, "middle").tolist() == expected
+
+
+class OfficialGenerators(Random):
+    """The official code's two: Python's for an interval, NumPy's for a whole clip, seeded alike."""
+
+    def __init__(self, seed: int):
+        super().__init__(seed)
+        self.whole = np.random.RandomState(seed)
+
+    def sample(self, population, k, *, counts=None):
+        return [population[place] for place in self.whole.permutation(len(population))[:k].tolist()]
+
+
+@pytest.mark.parametrize("frames, total, seed, expected", RECORDED["frames_rand"])
+def test_random_frames_are_the_recorded_ones_of_the_official_code(frames, total, seed, expected):
+    assert frame_indices(total, frames, "official_random", OfficialGenerators(seed)).tolist() == expected
+
+
+@pytest.mark.parametrize("total, frames", [(100, 16), (17, 4), (5, 5), (3, 8), (1, 4)])
+def test_random_frames_are_one_of_each_interval_and_all_of_them_equally_often(total, frames):
+    rng, rounds = Random(0), 4000
+    drawn = np.stack([frame_indices(total, frames, "random", rng) for _ in range(rounds)])
+    assert drawn.dtype == np.int64 and (np.diff(drawn) >= 0).all()
+    low = np.arange(frames) * total // frames
+    high = -(-np.arange(1, frames + 1) * total // frames) - 1
+    assert (drawn >= low).all() and (drawn <= high).all()
+    share = np.bincount(drawn.ravel(), minlength=total) / drawn.size
+    np.testing.assert_allclose(share * total, 1, atol=0.25)
+
+
+def test_official_random_never_takes_the_last_frame_of_an_interval_and_random_does():
+    drawn = {how: set() for how in ("random", "official_random")}
+    for how, seen in drawn.items():
+        rng = Random(0)
+        for _ in range(300):
+            seen |= set(frame_indices(16, 4, how, rng).tolist())
+    assert drawn["random"] == set(range(16))
+    assert drawn["official_random"] == set(range(16)) - {3, 7, 11, 15}
+
+
+def test_a_random_sampling_without_a_generator_is_refused():
+    for how in ("random", "official_random"):
+        with pytest.raises(DataError, match=f'"{how}" draws frames and needs a random generator'):
+            frame_indices(4, 2, how)
+
+
 def test_an_unknown_sampling_names_the_nearest():
     with pytest.raises(DataError, match='unknown frame sampling "midle".*did you mean "middle"'):
         frame_indices(4, 2, "midle")
@@ -67,6 +120,15 @@ def test_an_animated_gif_is_a_video(tmp_path: Path):
     clip = read_video(tmp_path / "a.gif", 2)
     assert clip.shape == (2, 10, 20, 3)
     np.testing.assert_allclose(clip[:, 0, 0, 0], [90, 250], atol=3)
+
+
+def test_random_frames_of_a_video_are_those_that_the_generator_draws(tmp_path: Path):
+    grey = list(range(10, 250, 15))
+    write_video(tmp_path / "a.mp4", grey)
+    clip = read_video(tmp_path / "a.mp4", 4, "random", Random(3))
+    drawn = frame_indices(len(grey), 4, "random", Random(3)).tolist()
+    assert drawn != frame_indices(len(grey), 4).tolist()
+    np.testing.assert_allclose(clip.mean((1, 2, 3)), [grey[i] for i in drawn], atol=4)
 
 
 def test_a_video_shorter_than_the_frames_asked_for_repeats_them(tmp_path: Path):

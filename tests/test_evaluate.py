@@ -31,7 +31,7 @@ from mplug2.evaluate import (
     evaluate,
 )
 from mplug2.evaluations import _shuffled
-from mplug2.inference import Inference
+from mplug2.inference import Compiled, Inference
 from mplug2.network import Network
 from mplug2.recipe import Recipe
 from mplug2.scores import corpus_score, mean_score
@@ -330,8 +330,9 @@ def test_the_command_writes_results_and_predictions(tmp_path, monkeypatch, capsy
 def test_functions_are_compiled_once_for_all_evaluations():
     one = recipe()
     network = Network(one.modules)
-    inference = Inference(network=network, params=network.init(0), recipe=one, tokenizer=SentencePiece())
+    compiled = Compiled(network, network.init(0), one.preprocessing)
+    inference = Inference(compiled=compiled, recipe=one, tokenizer=SentencePiece())
     other = replace(inference, limit=3)
     for which in (inference, other):
         Classification(data=SEVEN).measure(which)
-    assert len(inference.compiled) == 1
+    assert len(compiled) == 1

@@ -209,6 +209,13 @@ def test_impossible_lengths_are_refused(kind):
         kind(length=3, least=4)
 
 
+def test_texts_longer_than_the_position_table_are_refused():
+    with pytest.raises(RecipeError, match="got a length of 9; expected 1 to 8, its positions"):
+        run(Greedy(length=9))
+    with pytest.raises(RecipeError, match="got a length of 9"):
+        ranked(*memory(), np.full((2, 10), WORDS[0], np.int32))
+
+
 @jax.jit
 def ranked(tokens, mask, candidates):
     return rank(decoder(), tokens, mask, candidates)

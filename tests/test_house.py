@@ -2,13 +2,11 @@
 
 import ast
 import importlib
-import json
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
-import time
 import tomllib
 import zipfile
 from pathlib import Path
@@ -221,9 +219,7 @@ def test_nothing_imports_tests_or_a_second_copy_of_a_room():
 def test_import_is_light_and_loads_neither_torch_nor_tensorflow():
     heavy = ("torch", "tensorflow", "jax", "flax", "orbax", "grain", "sklearn", "av", "PIL")
     code = f"import sys, mplug2; print([name for name in {heavy} if name in sys.modules])"
-    start = time.perf_counter()
     assert run(sys.executable, "-c", code, cwd=ROOT) == "[]\n"
-    print(f"import mplug2: {time.perf_counter() - start:.2f} s with the interpreter's own start")
 
 
 def test_every_public_name_loads_without_torch_or_tensorflow():
@@ -257,11 +253,6 @@ def test_an_unknown_public_name_is_an_attribute_error():
 
 
 # --- the shelf, and what is tracked
-
-
-def test_every_card_parses():
-    for path in (ROOT / "checkpoints").glob("*.json"):
-        assert isinstance(json.loads(path.read_text()), dict), path.name
 
 
 def test_no_tracked_file_names_a_place_on_somebodys_machine():

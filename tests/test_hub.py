@@ -21,7 +21,11 @@ from mplug2.modules import connector, decoder, heads, temporal, vision
 from mplug2.network import Network, flat
 from mplug2.recipe import Recipe
 
-MODULES = {"vision": vision.tiny(), "decoder": decoder.tiny(), "contrastive": heads.contrastive(32, 16)}
+MODULES = {
+    "vision": vision.tiny(),
+    "decoder": decoder.tiny(),
+    "contrastive": heads.ContrastiveConfig(width=32, space=16),
+}
 
 
 def drawn(modules: dict) -> dict:

@@ -182,7 +182,7 @@ def test_a_decoder_does_not_look_ahead():
 
 
 def test_contrastive_gives_unit_vectors_and_a_bounded_temperature():
-    head = build(heads.contrastive(width=32, space=8))
+    head = build(heads.ContrastiveConfig(width=32, space=8))
     tokens = 5 * jnp.array(np.random.default_rng(0).normal(size=(3, 4, 32)), jnp.float32)
     for vectors in (head.vision(tokens), head.text(tokens)):
         close(jnp.linalg.norm(vectors, axis=-1), jnp.ones(3))

@@ -1,3 +1,6 @@
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,13 +12,13 @@ import pytest
 from mplug2 import modules, optim
 from mplug2.modules import heads
 from mplug2.network import Network, flat
-from mplug2.recipe import AdamW
+from mplug2.recipe import AdamW, OfficialAdamW
 
 CONFIGS = {
     name: modules.sizes(name)["tiny"]()
     for name in ("vision", "temporal", "text", "universal", "fusion", "decoder", "connector")
 } | {
-    "contrastive": heads.contrastive(32, 16),
+    "contrastive": heads.ContrastiveConfig(width=32, space=16),
     "matching": heads.ClassifierConfig(width=32, classes=2),
     "unmasker": heads.UnmaskerConfig(width=32, vocabulary=96),
 }
@@ -30,7 +33,7 @@ def test_kernels_and_word_tables_are_decayed_and_nothing_else(decayed):
     for module, parameters in decayed.items():
         for name, decays in parameters.items():
             last = name.split(".")[-1]
-            weights = last in ("kernel", "words") or name in ("stem.first", "stem.second")
+            weights = last in ("kernel", "words")
             assert decays == weights, f"{module}.{name}"
 
 
@@ -100,6 +103,60 @@ def test_a_modules_rate_scales_its_whole_update():
     )
     jax.tree.map(np.testing.assert_array_equal, plain["a"], scaled["a"])
     np.testing.assert_allclose(2 - scaled["b"]["kernel"], 0.25 * (2 - plain["b"]["kernel"]), rtol=1e-5)
+
+
+RECORDED = json.loads((Path(__file__).parent / "golden" / "aux" / "aux.json").read_text())["lr"]
+
+
+@pytest.mark.parametrize("loop", RECORDED, ids=lambda loop: loop["loop"])
+def test_official_rates_are_the_recorded_ones(loop):
+    """Of the language side (group 0) and of the vision tower (group 2), with the saw-tooth of captions."""
+    peak, _, vision, _ = loop["base"]
+    iterations = loop["epochs"] * loop["iters_per_epoch"]
+    settings = OfficialAdamW(
+        learning_rate=peak,
+        warmup=loop["warmup"],
+        final=loop["min_lr"] / peak,
+        sawtooth=loop["iters_per_epoch"] if loop["loop"] == "caption" else 0,
+    )
+    expected = np.array(loop["lr_group0_group2"])
+    for column, factor in enumerate((1.0, vision / peak)):
+        rate = jax.vmap(optim.schedule(settings, iterations, factor))(jnp.arange(iterations))
+        np.testing.assert_allclose(rate, expected[:, column], rtol=2e-5)
+
+
+def test_the_released_settings_are_the_official_defaults():
+    settings = OfficialAdamW()
+    assert settings.learning_rate * settings.final == pytest.approx(1e-6)
+    rate = optim.schedule(settings, 10_000, 0.1)
+    assert [float(rate(done)) for done in (0, 201, 9_999)] == pytest.approx([1e-6, 2e-6, 1e-6], rel=1e-4)
+
+
+def test_an_official_update_has_each_modules_own_rate():
+    settings = OfficialAdamW(learning_rate=0.1, warmup=2, final=0.2, weight_decay=0.5, epsilon=0.0)
+    rates, params = {"b": 0.4}, like(2.0)
+    optimizer = optim.optimizer(settings, 10, AXES, rates)
+    update, state = jax.jit(optimizer.update), optimizer.init(params)
+    for done in range(4):
+        # every normalised update of equal gradients is 1, and decay of the kernels is half of them
+        updates, state = update(like(3.0), state, params)
+        for module, factor in (("a", 1.0), ("b", 0.4)):
+            rate = float(optim.schedule(settings, 10, factor)(done))
+            expected = -rate * (1 + 0.5 * params[module]["kernel"])
+            np.testing.assert_allclose(updates[module]["kernel"], expected, rtol=1e-4)
+        params = optax.apply_updates(params, updates)
+    first = [float(optim.schedule(settings, 10, factor)(0)) for factor in (1.0, 0.4)]
+    assert first == pytest.approx([0.02, 0.02])  # both begin at the floor
+
+
+def test_ours_and_the_official_rates_meet_at_the_peak_and_at_the_end():
+    official = OfficialAdamW(learning_rate=1.0, warmup=4, final=0.1)
+    ours = AdamW(learning_rate=1.0, warmup=4, final=0.1)
+    late, now = optim.schedule(official, 12), optim.schedule(ours, 12)
+    assert float(late(5)) == float(now(3)) == 1.0
+    assert float(late(13)) == pytest.approx(float(now(11))) == pytest.approx(0.1)
+    unbroken, broken = late, optim.schedule(replace(official, sawtooth=12), 12)
+    assert float(broken(1)) == float(unbroken(1)) and float(broken(2)) == float(unbroken(2))
 
 
 def test_clipping_bounds_the_norm_over_all_modules_together():

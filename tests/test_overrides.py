@@ -19,7 +19,7 @@ def test_fields_are_reached_through_dataclasses_and_mappings(recipe):
         [
             "optimizer.learning_rate=3e-4",
             "modules.vision.depth=4",
-            "modules.vision.stem.channels=4,12",
+            "modules.vision.stem.channels=4,12,16",
             "objectives.video_answer.weight=1",
             "objectives.video_answer.data.frames=2",
             "execution.dtype=bfloat16",
@@ -29,7 +29,7 @@ def test_fields_are_reached_through_dataclasses_and_mappings(recipe):
     )
     vision, objective = changed.modules["vision"], changed.objectives["video_answer"]
     assert changed.optimizer.learning_rate == 3e-4
-    assert vision.depth == 4 and vision.stem.channels == (4, 12)
+    assert vision.depth == 4 and vision.stem.channels == (4, 12, 16)
     assert objective.weight == 1.0 and isinstance(objective.weight, float)
     assert objective.data.frames == 2
     assert (changed.execution.dtype, changed.dropout, changed.name) == ("bfloat16", False, "mine")

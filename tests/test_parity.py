@@ -3,9 +3,10 @@ names.
 
 golden/oracle/ holds, of the official code's recordings (random weights), question answering with a connected
 fusion layer (`qa_stride2`, with a part of its gradients) and captions with temporal down-sampling and one
-universal layer (`caption_tdown`).
+universal layer (`caption_tdown`), both with what the official search generated.
 """
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -21,6 +22,7 @@ from mplug2.convert import families, parity
 from mplug2.convert.keys import to_ours
 from mplug2.convert.layout import inflate
 from mplug2.convert.optimizer import official_adamw
+from mplug2.convert.parity_generation import compare_generation
 from mplug2.convert.recorded import read_case
 from mplug2.convert.shapes import read_settings
 from mplug2.errors import CheckpointError
@@ -53,13 +55,48 @@ def test_every_recorded_gradient_is_compared_and_holds(result):
     assert not {"inf", "nan"} & {str(check.error) for check in compared}
 
 
+def test_recorded_searches_hold_words_after_the_end(result):
+    """Without them the official search could not be told from a sane one."""
+    after = 0
+    for path in GOLDEN.glob("*.io.safetensors"):
+        given = load_file(path)
+        for name in (key for key in given if ".gen." in key and key.endswith(".ids")):
+            ids, last = given[name], given[name.replace(".ids", ".lengths")][..., None] - 1
+            after += ((ids == 102) & (np.arange(ids.shape[-1]) < last)).any(-1).sum()
+    assert after >= 3
+    searched = [check for check in result.checks if check.stage.startswith("gen.")]
+    assert len(searched) == 2 * 4 * 3  # cases, settings, and their ids, lengths, scores
+
+
+def test_one_wrong_id_length_or_place_is_a_miss():
+    case = read_case(GOLDEN, "qa_stride2", json.loads((GOLDEN / "qa_stride2.json").read_text()))
+    memory, mask = case.given["out.decoder_memory"], case.given["out.decoder_memory_mask"]
+    name, given = "out.gen.beam3.min0.max9", {key: case.given[key].copy() for key in case.given}
+    given = {key: given[key] for key in given if key.startswith((name, "in.rank", "out.rank"))}
+    given[f"{name}.ids"][0, 2, -1] += 1
+    given[f"{name}.lengths"][1, 1] -= 1
+    given["out.rank.topk_ids"][0, :2] = given["out.rank.topk_ids"][0, 1::-1]
+    checks = compare_generation(dataclasses.replace(case, given=given), memory, mask, 1e-4)
+    assert {
+        check.stage.split(".", 1)[1].removeprefix("beam3.min0.max9."): check.error for check in checks
+    } == {
+        "ids": 1,
+        "lengths": 1,
+        "scores": pytest.approx(0, abs=1e-4),
+        "topk_ids": 2,
+        "topk_probs": pytest.approx(0, abs=1e-4),
+    }
+    assert [check.passed for check in checks] == [False, False, True, False, True]
+
+
 def test_one_wrong_weight_is_a_miss():
     said = json.loads((GOLDEN / "caption_tdown.json").read_text())
     case = read_case(GOLDEN, "caption_tdown", said)
     kernels = case.params["temporal"]["branches"]["layers"]["before_mlp"]
     kernels["kernel"] = kernels["kernel"].at[1, 0, 3].add(0.05)
     made = parity.stages_of(case)
-    error = {stage: np.abs(made[stage] - case.given[f"out.{stage}"]).max() for stage in made}
+    recorded = [stage for stage in made if f"out.{stage}" in case.given]
+    error = {stage: np.abs(made[stage] - case.given[f"out.{stage}"]).max() for stage in recorded}
     assert error["vision.block0"] < 1e-4 and error["vision.block1.lmhra1"] < 1e-4
     assert error["vision.block1.lmhra2"] > 1e-3 and error["text_decoder.logits"] > 1e-4
 

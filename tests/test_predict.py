@@ -29,7 +29,7 @@ MODULES = {
     "universal": universal.tiny(),
     "fusion": fusion.tiny(),
     "decoder": dataclasses.replace(decoder.tiny(), **WORDS),
-    "contrastive": heads.contrastive(32, 16),
+    "contrastive": heads.ContrastiveConfig(width=32, space=16),
 }
 
 
@@ -105,7 +105,7 @@ def test_class_probabilities_follow_the_classes(predictor):
 
 def test_a_network_without_a_module_that_is_asked_for_is_refused(folder):
     few = Predictor.of(*(folder / f"{module}-x.json" for module in ("vision", "universal", "decoder")))
-    with pytest.raises(RecipeError, match="answering composes .*missing .'text', 'fusion'."):
+    with pytest.raises(RecipeError, match="answers composes .*missing .'text', 'fusion'."):
         few.answer(clips_of(1), "is it")
 
 
@@ -202,6 +202,13 @@ def test_a_bad_file_is_one_sentence_that_names_it(name, content, option, opened,
     with pytest.raises(Mplug2Error, match=name) as refused:
         tool.main([option, str(tmp_path / name)])
     assert "\n" not in str(refused.value)
+
+
+def test_a_video_shorter_than_the_frames_asked_for_is_refused(opened, tmp_path):
+    frames = [Image.new("RGB", (20, 10), (level, 0, 0)) for level in (10, 90)]
+    frames[0].save(tmp_path / "short.gif", save_all=True, append_images=frames[1:], duration=100)
+    with pytest.raises(DataError, match=r"short.gif has 2 frame\(s\), fewer than the 4 asked for"):
+        tool.main(["--video", str(tmp_path / "short.gif")])
 
 
 def test_classes_without_a_name_and_cards_that_are_not_there_are_refused(picture):

@@ -333,6 +333,14 @@ def test_a_batch_that_does_not_divide_is_refused():
         trainer(toy(accumulate=3))
 
 
+@pytest.mark.devices(8)
+def test_a_batch_or_a_mesh_that_devices_cannot_share_is_refused():
+    with pytest.raises(RecipeError, match="a batch of 8 in 4 part.s. does not divide among 4 devices"):
+        trainer(toy(accumulate=4, mesh=Mesh(data=2, fsdp=2)))
+    with pytest.raises(RecipeError, match="an axis has at least 1 device"):
+        trainer(toy(mesh=Mesh(data=0)))
+
+
 def test_the_loss_is_the_sum_of_the_objectives_by_weight():
     made, state = trainer(toy(dropout=False))
     total, parts = made.loss(state["params"], {}, batch(made.recipe), None)

@@ -1,5 +1,5 @@
 """`mplug2 bench step [field=value ...]`: how fast this machine takes a train step, and what it could do at
-best.
+best. `mplug2 bench generate`: the same of captions by beam search, at the official base size.
 
 Without `--recipe` the work is the one that the official PyTorch code was timed on: video captioning at base
 size (one clip of 4 frames, 224 px, patches of 16, 20 words, dropout, AdamW without clipping, 256.9 M
@@ -18,6 +18,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from mplug2.benchmark import StepReport
+    from mplug2.benchmark_generate import GenerateReport
     from mplug2.recipe import Recipe
 
 Batches = Mapping[str, Mapping[str, np.ndarray]]
@@ -49,11 +50,24 @@ def main(argv: list[str] | None = None) -> int:
     layers.add_argument("--unroll", action="store_true", help="short for execution.scan=false")
     step.add_argument("--remat", choices=("none", "dots", "full"), help="short for execution.remat=...")
     step.add_argument("--steps", type=int, default=10, metavar="N", help="timed steps (default: 10)")
-    step.add_argument(
-        "--threads", type=int, metavar="N", help="run on N CPUs (default: all that the process may use)"
-    )
-    step.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     step.set_defaults(measure=measure_step)
+    generate = subjects.add_parser(
+        "generate",
+        help="captions by beam search: time, share of the memory's speed",
+        description="Time captions of exactly N tokens by beam search, from pixels to ids, at base size with "
+        "random weights (4 frames, 224 px): the work that the official code was timed on.",
+    )
+    generate.add_argument("--batch", type=int, nargs="+", default=[1, 4, 8], help="default: 1 4 8")
+    generate.add_argument("--beams", type=int, default=5, help="default: 5")
+    generate.add_argument("--tokens", type=int, default=WORDS, help=f"default: {WORDS}")
+    generate.add_argument("--size", choices=("tiny", "small", "base", "large"), default="base")
+    generate.add_argument("--steps", type=int, default=5, metavar="N", help="timed captions (default: 5)")
+    generate.set_defaults(measure=measure_generate)
+    for subject in (step, generate):
+        subject.add_argument(
+            "--threads", type=int, metavar="N", help="run on N CPUs (default: all that the process may use)"
+        )
+        subject.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     asked = parser.parse_args(words)
     if asked.steps < 1:
         parser.error(f"--steps is {asked.steps}, expected at least 1")
@@ -200,3 +214,70 @@ def show(recipe: "Recipe", report: "StepReport") -> None:
     for name, value in rows.items():
         table.add_row(name, value)
     Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# bench generate
+
+
+def measure_generate(asked: argparse.Namespace) -> int:
+    import jax
+
+    from mplug2 import benchmark_generate, modules
+    from mplug2.data.pixels import Preprocessing
+    from mplug2.network import Network
+
+    names = ("vision", "temporal", "universal", "decoder")
+    network = Network({name: modules.sizes(name)[asked.size]() for name in names})
+    params = jax.jit(network.init, static_argnums=0)(0)
+    height, width = network.configs["vision"].image  # pyright: ignore[reportAttributeAccessIssue]
+    preprocessing = Preprocessing(height=height, width=width, frames=4)
+    speed = benchmark_generate.read_speed()
+    reports = []
+    for batch in asked.batch:
+        report = benchmark_generate.measure_generate(
+            network,
+            params,
+            preprocessing,
+            batch=batch,
+            beams=asked.beams,
+            tokens=asked.tokens,
+            repeats=asked.steps,
+        )
+        reports.append(report)
+    if asked.json:
+        found = [dataclasses.asdict(report) for report in reports]
+        print(json.dumps({"size": asked.size, "read_bytes_a_second": speed, "reports": found}))
+        return 0
+    show_generated(asked, reports, speed)
+    return 0
+
+
+def show_generated(asked: argparse.Namespace, reports: "list[GenerateReport]", speed: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from mplug2 import benchmark
+
+    table = Table(
+        title=f"bench generate: {asked.size}, beam {asked.beams}, {asked.tokens} tokens, "
+        f"{benchmark.threads()} threads, memory read at {speed / 1e9:.1f} GB/s",
+        title_justify="left",
+    )
+    columns = ("batch", "pixels to ids", "minimum", "search alone", "tokens/s", "memory's speed", "compile")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for report in reports:
+        low, high = report.whole.quartiles
+        table.add_row(
+            str(report.batch),
+            f"{report.whole.median:.2f} s ({low:.2f} to {high:.2f})",
+            f"{report.whole.best:.2f} s",
+            f"{report.loop.median:.2f} s",
+            f"{report.batch * report.tokens / report.whole.median:.1f}",
+            f"{report.rate / speed:.0%} ({report.rate / 1e9:.1f} GB/s)",
+            f"{report.compile:.0f} s",
+        )
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+    console.print(f"resident memory at most {max(report.resident for report in reports) / 1e9:.2f} GB")

@@ -8,9 +8,11 @@ from pathlib import Path
 from rich.console import Console
 
 from mplug2 import hub, overrides, recipes
+from mplug2.data.pixels import Preprocessing
 from mplug2.data.tokens import SentencePiece, Tokenizer
 from mplug2.errors import CardError, RecipeError, nearest
 from mplug2.network import Network, Parameters, parts_of
+from mplug2.predict import preprocessing_of, tokenizer_of
 from mplug2.recipe import Recipe
 from mplug2.run import read_run
 from mplug2.trained import restore
@@ -92,8 +94,14 @@ def _of_shelf(recipe: Recipe) -> tuple[Recipe, Network, Parameters, Tokenizer]:
 
 
 def _of_cards(source: str, changes: list[str]) -> tuple[Recipe, Network, Parameters, Tokenizer]:
-    network, params = hub.compose(source)
+    cards = hub.cards(source)
+    network, params = hub.compose(*cards.values())
     recipe = recipes.find(DEFAULT)
+    tokenizer = _tokenizer(recipe)
+    if any(card.tokenizer for card in cards.values()):
+        tokenizer = tokenizer_of(cards.values())
+    if any(card.preprocessing for card in cards.values()):
+        recipe = replace(recipe, preprocessing=_fitting(source, preprocessing_of(cards.values()), recipe))
     fitting = {
         name: evaluation
         for name, evaluation in recipe.evaluations.items()
@@ -112,7 +120,21 @@ def _of_cards(source: str, changes: list[str]) -> tuple[Recipe, Network, Paramet
     recipe = replace(
         recipe, name=source, modules=network.configs, objectives={}, evaluations=fitting, learning_rates={}
     )
-    return overrides.apply(recipe, changes), network, params, _tokenizer(recipe)
+    return overrides.apply(recipe, changes), network, params, tokenizer
+
+
+def _fitting(source: str, stated: Preprocessing, recipe: Recipe) -> Preprocessing:
+    """The preprocessing that cards state, if it is for clips of the recipe's size."""
+
+    def size(of: Preprocessing) -> tuple[int, int, int]:
+        return of.frames, of.height, of.width
+
+    if size(stated) != size(recipe.preprocessing):
+        raise RecipeError(
+            f"{source} is for clips of frames, height and width {size(stated)}; {recipe.name} measures on "
+            f"{size(recipe.preprocessing)}: evaluate a recipe of its size"
+        )
+    return stated
 
 
 def _tokenizer(recipe: Recipe) -> Tokenizer:

@@ -22,7 +22,7 @@ COMMANDS = {
     "show": ("show", "explain a recipe or a module: route, parameters, FLOPs"),
     "convert": ("convert", "turn an official, CLIP or BERT checkpoint into modules, and back"),
     "parity": ("parity", "compare the modules with recorded tensors of the official code"),
-    "bench": ("bench", "time a train step on this machine"),
+    "bench": ("bench", "time a train step, or captions, on this machine"),
 }
 
 
@@ -57,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `mplug2 recipes | head`: the reader has left, which is not an error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a full disk, a folder that may not be written
+        return _refuse(f"{error.filename or 'a file'}: {error.strerror or error}")
 
 
 def _dispatch(words: list[str]) -> int:

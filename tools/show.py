@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="mplug2 show",
         description="Explain a recipe (NAME, NAME.SIZE or FILE.py:FUNCTION) or a module.",
-        epilog="Example: mplug2 show video_qa.base modules.vision.depth=6",
+        epilog="example: mplug2 show video_qa.base modules.universal.depth=3",
     )
     parser.add_argument("name", metavar="NAME", help="a recipe or a module")
     parser.add_argument(

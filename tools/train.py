@@ -2,7 +2,8 @@
 
 import argparse
 
-from mplug2 import overrides, recipes
+from mplug2 import composition, overrides, recipes
+from mplug2.data.tokens import SentencePiece
 from mplug2.run import default_folder
 
 
@@ -23,6 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     asked = parser.parse_intermixed_args(argv)
     changes = [*asked.overrides, *([] if asked.steps is None else [f"steps={asked.steps}"])]
     recipe = overrides.apply(recipes.find(asked.recipe), changes)
+
+    composition.check(recipe, SentencePiece(f"{recipe.tokenizer}.model"))
 
     from mplug2.train import train  # after the recipe is known to be right: it takes seconds to import
 

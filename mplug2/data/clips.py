@@ -4,6 +4,7 @@ animated GIF."""
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import av
 import av.error
@@ -13,13 +14,20 @@ from av.video.stream import VideoStream
 
 from mplug2.errors import DataError, nearest
 
-SAMPLING = ("uniform", "middle")
+SAMPLING = ("uniform", "random", "middle", "official_random")
 
 
-def frame_indices(total: int, frames: int, how: str = "uniform") -> np.ndarray:
-    """Which `frames` of `total` to show, int64, sorted: the centre frame of each of `frames` equal intervals.
-     "uniform" cuts at exact fractions; a video shorter than `frames` repeats frames evenly. "middle" is the
-    official mPLUG-2 code's: it cuts at whole frames, and a shorter video repeats its last frame.
+def frame_indices(total: int, frames: int, how: str = "uniform", rng: Random | None = None) -> np.ndarray:
+    """Which `frames` of `total` to show, int64, sorted: one frame of each of `frames` equal intervals.
+
+    "uniform" takes the centre of each and "random" any of its frames, all frames of a video equally likely;
+    they cut at exact fractions, and a video shorter than `frames` repeats frames evenly. "middle" and
+    "official_random" are the official mPLUG-2 code's, of evaluation and of training: they cut at whole
+    frames, a shorter video repeats its last frame, and "official_random" never takes the last frame of an
+    interval; where that leaves an interval none, the whole clip is a random set of frames.
+
+    `rng` draws the random ones. Raises DataError on another `how`, on nothing to pick or to pick from, and on
+    a random one without `rng`.
     """
     if how not in SAMPLING:
         raise DataError(
@@ -29,19 +37,42 @@ def frame_indices(total: int, frames: int, how: str = "uniform") -> np.ndarray:
         raise DataError(f"cannot pick {frames} frame(s) of a video of {total}; both must be at least 1")
     if how == "uniform":
         return (2 * np.arange(frames) + 1) * total // (2 * frames)
+    if how == "middle":
+        starts, ends = _official_intervals(total, frames)
+        return _official_length((starts + ends) // 2, frames)
+    if rng is None:
+        raise DataError(f'frame sampling "{how}" draws frames and needs a random generator')
+    if how == "random":
+        # Exact, in 32nd powers of two: a float could round up to `total`.
+        places = (place << 32 | rng.getrandbits(32) for place in range(frames))
+        return np.array([place * total // (frames << 32) for place in places], np.int64)
+    starts, ends = _official_intervals(total, frames)
+    if (starts < ends).all():
+        chosen = [rng.choice(range(start, end)) for start, end in zip(starts, ends, strict=True)]
+    else:
+        chosen = sorted(rng.sample(range(total), len(starts)))
+    return _official_length(np.array(chosen, np.int64), frames)
+
+
+def _official_intervals(total: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """First and last frame of each interval; no more intervals than frames of the video."""
     cuts = np.linspace(0, total, min(frames, total) + 1).astype(np.int64)
-    middle = (cuts[:-1] + cuts[1:] - 1) // 2
-    return np.pad(middle, (0, frames - len(middle)), mode="edge")
+    return cuts[:-1], cuts[1:] - 1
 
 
-def read_video(path: str | Path, frames: int, how: str = "uniform") -> np.ndarray:
-    """`frames` frames of a video file at its own size, upright, uint8 T H W C, RGB.
+def _official_length(chosen: np.ndarray, frames: int) -> np.ndarray:
+    return np.pad(chosen, (0, frames - len(chosen)), mode="edge")
+
+
+def read_video(path: str | Path, frames: int, how: str = "uniform", rng: Random | None = None) -> np.ndarray:
+    """`frames` frames of a video file at its own size, upright, uint8 T H W C, RGB; `how` and `rng` as in
+    `frame_indices`.
 
     Raises DataError naming the file if it is missing, holds no video, no frame, or cannot be decoded.
     """
-    total = _packets(path)  # a quick count; a broken file or an odd codec may decode to fewer frames
+    total = frame_count(path)
     while total:
-        wanted = frame_indices(total, frames, how).tolist()
+        wanted = frame_indices(total, frames, how, rng).tolist()
         shown, decoded = _decode(path, set(wanted), total)
         if decoded == total:
             return np.stack([shown[number] for number in wanted])
@@ -49,7 +80,9 @@ def read_video(path: str | Path, frames: int, how: str = "uniform") -> np.ndarra
     raise DataError(f"the video {path} is empty: it has no frame")
 
 
-def _packets(path: str | Path) -> int:
+def frame_count(path: str | Path) -> int:
+    """How many frames a video file holds, without decoding: a broken file or an odd codec may give fewer.
+    Raises DataError naming the file if it is missing or holds no video."""
     with _video(path) as (container, stream):
         return sum(1 for packet in container.demux(stream) if packet.size)
 

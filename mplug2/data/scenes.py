@@ -26,8 +26,6 @@ COLOURS = {"red": (240, 70, 60), "green": (60, 210, 90), "blue": (80, 130, 255),
 SIZES = ("small", "large")
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
 DIRECTIONS = ("left", "right", "up", "down")
-IMAGE_LAYOUTS = ("corner", "row", "column")
-VIDEO_LAYOUTS = ("motion", "order", "appear", "vanish")
 
 Spot = tuple[int, int]  # row and column of a digit's top left pixel
 _INK = {

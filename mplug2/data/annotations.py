@@ -1,0 +1,230 @@
+"""Annotations of video data sets: files of captions, or of questions and answers -> entries, one an example.
+
+`CaptionLines` and `QuestionLines` read the official mPLUG-2 layouts, one JSON object a line; `VideoDataInfo`
+reads the public MSRVTT json. In `train` every caption is an entry of its own; in other splits every video is,
+with all of its captions. Whatever is not as it should be is refused with the file and the line.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+from mplug2.errors import DataError, nearest
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An example before its video is read. `video`: the path of the file below the folder of videos, with or
+    without its ending; `where`: the file and line it is from, for refusals."""
+
+    where: str
+    video: str
+    captions: tuple[str, ...] = ()
+    question: str = ""
+    answer: str = ""
+
+
+class Annotations(Protocol):
+    """A layout of files below a root."""
+
+    def entries(self, root: Path, split: str) -> list[Entry]:
+        """The examples of a split ("train", "validation" or "test"). Raises DataError."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionLines:
+    """Captions, a file a split ("": there is none): lines `{"video_id", "caption"}`, or `{"video_id",
+    "golden_captions": [...]}` for all captions of a video."""
+
+    train: str = "train.jsonl"
+    validation: str = ""
+    test: str = "test.jsonl"
+
+    def entries(self, root: Path, split: str) -> list[Entry]:
+        return _by_split(self._read(_file_of(self, root, split)), split)
+
+    def _read(self, path: Path) -> Iterator[Entry]:
+        for where, row in _lines(path):
+            # The official documentation says "golden_caption", its code reads "golden_captions".
+            name = next((name for name in ("golden_captions", "golden_caption") if name in row), "caption")
+            captions = (_text(where, row, name),) if name == "caption" else tuple(_texts(where, row, name))
+            yield Entry(where, _video(where, row), captions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionLines:
+    """Questions, a file a split ("": there is none): lines `{"video_id", "question", "answer"}`."""
+
+    train: str = "train.jsonl"
+    validation: str = ""
+    test: str = "test.jsonl"
+
+    def entries(self, root: Path, split: str) -> list[Entry]:
+        return [
+            Entry(
+                where,
+                _video(where, row),
+                question=_text(where, row, "question"),
+                answer=_text(where, row, "answer"),
+            )
+            for where, row in _lines(_file_of(self, root, split))
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoDataInfo:
+    """The public MSRVTT json, `{"videos": [{"video_id", "split"}], "sentences": [{"video_id", "caption"}]}`,
+    a file a split; `train_parts` and so on: what its `split` field calls the videos of a split."""
+
+    train: str = "train_val_videodatainfo.json"
+    validation: str = "train_val_videodatainfo.json"
+    test: str = "test_videodatainfo.json"
+    train_parts: tuple[str, ...] = ("train",)
+    validation_parts: tuple[str, ...] = ("validate",)
+    test_parts: tuple[str, ...] = ("test",)
+
+    def entries(self, root: Path, split: str) -> list[Entry]:
+        path = _file_of(self, root, split)
+        return _by_split(self._read(path, getattr(self, f"{split}_parts")), split)
+
+    def _read(self, path: Path, parts: tuple[str, ...]) -> Iterator[Entry]:
+        content = _object(str(path), _decoded(path))
+        parted = {
+            _video(where, row): _text(where, row, "split") for where, row in _rows(path, content, "videos")
+        }
+        known = sorted(set(parted.values()))
+        if missing := [part for part in parts if part not in known]:
+            raise DataError(
+                f'{path}: no video has split "{missing[0]}"; there are {", ".join(known) or "none"}'
+                f"{nearest(missing[0], known)}"
+            )
+        for where, row in _rows(path, content, "sentences"):
+            video = _video(where, row)
+            if video not in parted:
+                raise DataError(f'{where}: video_id "{video}" is not one of "videos"{nearest(video, parted)}')
+            if parted[video] in parts:
+                yield Entry(where, video, (_text(where, row, "caption"),))
+
+
+def read_answers(path: str | Path) -> list[str]:
+    """The candidate answers of the official `answer_list`, each once: the keys of a json object, or the
+    "answer" of every line of a jsonl file. Raises DataError."""
+    path = Path(path)
+    if path.suffix == ".jsonl":
+        return list(dict.fromkeys(_text(where, row, "answer") for where, row in _lines(path)))
+    return list(_object(str(path), _decoded(path)))
+
+
+def inside(root: Path, name: str, where: str) -> Path:
+    """`root / name`. Raises DataError if the name leads out of the root; links that lie below the root are
+    its owner's and are followed."""
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or not name.isprintable():
+        raise DataError(f'{where}: "{name}" is not the path of a file below {root}')
+    return root / path
+
+
+def _file_of(files: Any, root: Path, split: str) -> Path:
+    if split not in SPLITS:
+        raise DataError(f'unknown split "{split}"; known are {", ".join(SPLITS)}{nearest(split, SPLITS)}')
+    if not (name := getattr(files, split)):
+        raise DataError(f"the {type(files).__name__} of {root} names no file for the {split} split")
+    return inside(root, name, f"the {split} split")
+
+
+def _by_split(entries: Iterable[Entry], split: str) -> list[Entry]:
+    """One entry a caption for training; otherwise one a video, where it comes first."""
+    if split == "train":
+        return [Entry(one.where, one.video, (caption,)) for one in entries for caption in one.captions]
+    videos: dict[str, Entry] = {}
+    for one in entries:
+        first = videos.setdefault(one.video, Entry(one.where, one.video))
+        videos[one.video] = Entry(first.where, one.video, first.captions + one.captions)
+    return list(videos.values())
+
+
+# ------------------------------------------------------------------------------------------------------------
+# JSON
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The objects of a jsonl file, each with where it is from; blank lines are passed over."""
+    for number, line in enumerate(_decoded(path).split("\n"), 1):
+        if line.strip():
+            yield f"{path}, line {number}", _object(f"{path}, line {number}", line)
+
+
+def _rows(path: Path, content: Mapping[str, Any], name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The objects of the list `name` of a json file, each with where it is from."""
+    if not isinstance(rows := _field(str(path), content, name), list):
+        raise DataError(f'{path}: "{name}" must be a list, it is {_kind(rows)}')
+    for number, row in enumerate(rows):
+        where = f"{path}, {name}[{number}]"
+        if not isinstance(row, Mapping):
+            raise DataError(f"{where}: expected an object, got {_kind(row)}")
+        yield where, row
+
+
+def _decoded(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, line {line}: not UTF-8") from None
+
+
+def _object(where: str, text: str) -> Mapping[str, Any]:
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON ({error})") from None
+    if not isinstance(row, Mapping):
+        raise DataError(f"{where}: expected an object, got {_kind(row)}")
+    return row
+
+
+def _field(where: str, row: Mapping[str, Any], name: str) -> Any:
+    if name not in row:
+        known = ", ".join(f'"{key}"' for key in row) or "nothing"
+        raise DataError(f'{where}: has no "{name}"; it has {known}{nearest(name, row)}')
+    return row[name]
+
+
+def _text(where: str, row: Mapping[str, Any], name: str) -> str:
+    return _checked(where, name, _field(where, row, name))
+
+
+def _texts(where: str, row: Mapping[str, Any], name: str) -> list[str]:
+    texts = _field(where, row, name)
+    if not isinstance(texts, list) or not texts:
+        raise DataError(f'{where}: "{name}" must be a list of texts, it is {_kind(texts)}')
+    return [_checked(where, name, text) for text in texts]
+
+
+def _checked(where: str, name: str, text: Any) -> str:
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f'{where}: "{name}" must be a text, it is {_kind(text)}')
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise DataError(f'{where}: "{name}" holds half of a character (a lone surrogate)')
+    return text
+
+
+def _video(where: str, row: Mapping[str, Any]) -> str:
+    video = _text(where, row, "video_id")
+    inside(Path(), video, where)
+    return video
+
+
+def _kind(value: Any) -> str:
+    """A JSON value in words, short enough for a message."""
+    if value in ("", [], {}):
+        return "empty"
+    said = json.dumps(value)
+    return said if len(said) <= 40 else said[:40] + "..."

@@ -1,0 +1,111 @@
+"""Videos on disk: a data set of video files below a root folder, and what is said or asked about them.
+
+`Videos(root=..., annotations=CaptionLines()).source("train")[index]` -> dict with `index`, `clips` uint8
+T H W C, `video` (its id), and `caption` and `captions`, or `question` and `answer`. Examples of `train` are
+worded for a decoder to learn; in other splits `caption`, `captions` and `answer` are the truth as the file
+has it. The same index gives the same example in any process.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from mplug2.data.annotations import Annotations, Entry, inside
+from mplug2.data.augment import View, Whole
+from mplug2.data.clips import read_video
+from mplug2.data.pixels import Preprocessing
+from mplug2.data.wording import Plain, Wording
+from mplug2.errors import DataError
+
+ENDINGS = (".mp4", ".avi", ".webm", ".mkv", ".gif")
+"""What a video's id is completed with, in this order; an id may also have its ending already."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Videos:
+    """`root`: the folder that holds all files; `videos`: the folder of videos below it. `sampling` and `view`
+    say what is seen of a video, `train_sampling` and `train_view` what of a training one (names as in
+    `clips.frame_indices`). `passes`: how often a train epoch comes to every example, with other frames and
+    another view each time. Raises DataError as `source` reads the annotations."""
+
+    root: str
+    annotations: Annotations
+    videos: str = "videos"
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    sampling: str = "uniform"
+    train_sampling: str = "random"
+    view: View = Whole()  # noqa: B008  frozen
+    train_view: View = Whole()  # noqa: B008  frozen
+    wording: Wording = Plain()  # noqa: B008  frozen
+    passes: int = 1
+    seed: int = 0
+
+    def source(self, split: str) -> "VideoSource":
+        """Examples of a split, by index; a Grain random-access source. Raises DataError on annotations that
+        cannot be read, and on videos that are not there."""
+        root = Path(self.root)
+        entries = self.annotations.entries(root, split)
+        if not entries:
+            raise DataError(f"the {split} split of {root} holds no example")
+        folder = inside(root, self.videos, f"the videos of {root}")
+        files = {video: _file(folder, video) for video in {entry.video for entry in entries}}
+        missing = [entry for entry in entries if files[entry.video] is None]
+        if missing:
+            count = sum(file is None for file in files.values())
+            raise DataError(
+                f'{missing[0].where}: no video "{missing[0].video}" in {folder} ({", ".join(ENDINGS)}); '
+                f"of {len(files)} videos of the {split} split, {count} are missing"
+            )
+        return VideoSource(self, split, tuple(entries), {video: str(path) for video, path in files.items()})
+
+
+@dataclass(frozen=True)
+class VideoSource:
+    """Examples of one split; a video is read when it is asked for. Raises DataError on one that cannot be."""
+
+    data: Videos
+    split: str
+    entries: tuple[Entry, ...] = field(repr=False)
+    files: Mapping[str, str] = field(repr=False)  # by id
+
+    def __len__(self) -> int:
+        return len(self.entries) * (self.data.passes if self.split == "train" else 1)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        entry, data, rng = self._entry(index), self.data, self._random(index)
+        training = self.split == "train"
+        how = data.train_sampling if training else data.sampling
+        frames = read_video(self.files[entry.video], data.preprocessing.frames, how, rng)
+        clips = (data.train_view if training else data.view)(frames, data.preprocessing, rng)
+        texts = self.texts(index)
+        if training and "answer" in texts:
+            texts["answer"] = data.wording.answer(texts["answer"])
+        if training and "caption" in texts:
+            texts["caption"] = data.wording.caption(texts["caption"])
+        return {"index": index, "video": entry.video, "clips": clips, **texts}
+
+    def texts(self, index: int) -> dict[str, Any]:
+        """The texts of an example without its video: the question as it is asked, the truth as the file has
+        it; `caption` is the first of `captions`."""
+        entry = self._entry(index)
+        if entry.captions:
+            return {"caption": entry.captions[0], "captions": entry.captions}
+        return {"question": self.data.wording.question(entry.question, self.split), "answer": entry.answer}
+
+    def _entry(self, index: int) -> Entry:
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        return self.entries[index % len(self.entries)]
+
+    def _random(self, index: int) -> Random:
+        key = f"{self.data.seed}/{self.split}/{index}".encode()
+        return Random(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()))
+
+
+def _file(folder: Path, video: str) -> Path | None:
+    ended = Path(video).suffix.lower() in ENDINGS
+    names = [video] if ended else [video + ending for ending in ENDINGS]
+    return next((folder / name for name in names if (folder / name).is_file()), None)

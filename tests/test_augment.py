@@ -1,5 +1,6 @@
 """Views of clips: the official code's as recorded, and ours, which change all frames alike."""
 
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -94,7 +95,7 @@ def test_all_frames_of_a_clip_are_cut_and_changed_alike(view):
 def test_a_crop_without_changes_is_the_part_resized_as_in_evaluation():
     plain = RandomCrop(**WHOLE, changes=0)
     np.testing.assert_array_equal(plain(CUT, SIZE, Random(0)), SIZE.from_frames(CUT))
-    mirrored = RandomCrop(**(WHOLE | {"flip": 1.0}), changes=0)
+    mirrored = replace(plain, flip=1.0)
     np.testing.assert_array_equal(mirrored(CUT, SIZE, Random(0)), SIZE.from_frames(CUT)[:, :, ::-1])
 
 

@@ -37,15 +37,15 @@ class Scripted:
     def __init__(self, table):
         self.table = jnp.asarray(table)
 
-    def start(self, memory, mask, *, rows, length):
+    def start(self, memory, memory_mask, *, rows, length):
         return Past(jnp.repeat(memory[:, 0, 0].astype(jnp.int32), rows))
 
     def step(self, ids, position, cache):
         past = (cache.past * VOCABULARY + ids.reshape(-1)) % SIZE
         return self.table[past].reshape(*ids.shape, VOCABULARY), Past(past)
 
-    def __call__(self, ids, memory, mask=None, *, key=None):
-        cache, rows = self.start(memory, mask, rows=1, length=ids.shape[1]), []
+    def __call__(self, ids, memory, memory_mask=None, *, key=None):
+        cache, rows = self.start(memory, memory_mask, rows=1, length=ids.shape[1]), []
         for position in range(ids.shape[1]):
             logits, cache = self.step(ids[:, position, None], position, cache)
             rows.append(logits)
@@ -165,7 +165,7 @@ def test_impossible_settings_are_refused(wrong):
         Official(**wrong)
 
 
-ANSWERS = np.array([[BEGIN, 5, END, PAD], [BEGIN, 1, END, PAD], [BEGIN, 4, 5, END]], np.int32)
+ANSWERS = jnp.array([[BEGIN, 5, END, PAD], [BEGIN, 1, END, PAD], [BEGIN, 4, 5, END]])
 ANSWERED = script(
     {(): {1: 0.5, 4: 0.3, 5: 0.19}, (5,): {END: 0.9}, (1,): {END: 0.1}, (4,): {5: 0.9}, (4, 5): {END: 0.9}}
 )
@@ -184,7 +184,7 @@ def test_the_zoos_ranking_reads_whole_answers_once():
 
 
 def test_answers_that_share_a_first_word_are_chosen_in_their_order():
-    answers = np.array([[BEGIN, 1, *rest] for rest in itertools.permutations((4, 5, END))], np.int32)
+    answers = jnp.array([[BEGIN, 1, *rest] for rest in itertools.permutations((4, 5, END))])
     found = rank_official(ANSWERED, jnp.zeros((1, 1, 1)), None, answers, best=3)
     assert sorted(found.places[0]) == [0, 1, 2]
 

@@ -12,7 +12,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="mplug2 parity",
         description="Compare the modules with tensors that the official code recorded, stage by stage.",
-        epilog="Gradients are relative to the largest of a tensor, AdamW to the rate; texts and places that differ "
+        epilog="Gradients are relative to the largest of a tensor, AdamW to the rate; of ids, wrong texts "
         "are counted. Exit status 1: a miss.",
     )
     parser.add_argument(

@@ -108,7 +108,7 @@ def crop_box(
 def _cut(
     frames: np.ndarray, rng: Random, area: tuple[float, float], ratio: tuple[float, float]
 ) -> np.ndarray:
-    top, left, height, width = crop_box(*frames.shape[1:3], rng, area, ratio)
+    top, left, height, width = crop_box(frames.shape[1], frames.shape[2], rng, area, ratio)
     return frames[:, top : top + height, left : left + width]
 
 

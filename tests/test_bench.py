@@ -163,8 +163,8 @@ def test_wrong_words_are_refused(words, capsys):
 def test_captions_are_timed_at_the_length_asked_for(monkeypatch, capsys):
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     monkeypatch.setattr(benchmark_generate, "READ_BYTES", 1 << 20)
-    command = "bench generate --size tiny --batch 1 3 --beams 2 --tokens 4 --steps 2 --json"
-    assert main(command.split()) == 0
+    command = ["bench", "generate", "--size", "tiny", "--batch", "1", "3", "--beams", "2"]
+    assert main([*command, "--tokens", "4", "--steps", "2", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert [(one["batch"], one["tokens"], len(one["whole"]["wall"])) for one in said["reports"]] == [
         (1, 4, 2),

@@ -28,7 +28,8 @@ READ_BYTES = 1 << 29
 @dataclass(frozen=True)
 class GenerateReport:
     """What `measure_generate` found for one batch size. Seconds and bytes. `whole`: from uint8 pixels to ids
-    on the host; `loop`: the search alone, with vision's tokens ready; `step_bytes`: what a step of the loop
+    on the host; `loop`: the search alone, with vision's tokens ready but not
+    their keys and values; `step_bytes`: what a step of the loop
     must read, weights and caches; `tokens`: generated to a row."""
 
     batch: int
@@ -37,7 +38,6 @@ class GenerateReport:
     compile: float
     whole: Times
     loop: Times
-    weight_bytes: int
     step_bytes: int
     resident: int
 
@@ -84,7 +84,7 @@ def measure_generate(
     memory = jax.block_until_ready(tokens_of(params, clips))
     jax.block_until_ready(loop(params["decoder"], memory))
     looped = _timed(lambda: jax.block_until_ready(loop(params["decoder"], memory)), repeats)
-    weights = _weights_of_a_step(params["decoder"])
+    cached = _cache_bytes(network.configs["decoder"], memory, batch * beams, tokens)
     return GenerateReport(
         batch=batch,
         beams=beams,
@@ -92,8 +92,7 @@ def measure_generate(
         compile=compile_seconds,
         whole=whole,
         loop=looped,
-        weight_bytes=weights,
-        step_bytes=weights + _cache_bytes(network.configs["decoder"], memory, batch * beams, tokens),
+        step_bytes=_weights_of_a_step(params["decoder"]) + cached,
         resident=peak_resident_bytes(),
     )
 

@@ -325,7 +325,7 @@ def _decode_fields(kind: Any, value: dict[str, Any], where: str) -> Any:
     try:
         return kind(**decoded)
     except CardError as error:  # of the part's own check, which names its field
-        raise CardError(_inside(where, str(error))) from None
+        raise CardError(f"{where}.{error}" if where else str(error)) from None
     except (
         Mplug2Error,
         TypeError,
@@ -345,7 +345,8 @@ def _files() -> list[str]:
 
 
 def _inside(where: str, name: str) -> str:
-    return f"{where}.{name}" if where else name
+    said = name if name.isprintable() and len(name) <= 80 else repr(name[:80])  # a refusal is one line
+    return f"{where}.{said}" if where else said
 
 
 def _typed(value: Any, kind: type, name: str, where: str) -> Any:

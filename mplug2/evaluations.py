@@ -26,6 +26,7 @@ from mplug2.inference import (
     Inference,
     answers,
     captions,
+    class_vectors,
     completions,
     text_classes,
     text_vectors,
@@ -110,8 +111,7 @@ class ZeroShot:
     def measure(self, inference: Inference) -> Measured:
         prompts = [template.replace("{}", one) for one in self.classes for template in self.templates]
         vectors = inference.text_vectors(prompts, self.length, self.batch)
-        names = vectors.reshape(len(self.classes), len(self.templates), -1).mean(1)
-        names /= np.linalg.norm(names, axis=-1, keepdims=True)
+        names = class_vectors(vectors, len(self.classes))
         examples, seen = inference.over(self.data, {}, self.batch, vision_vectors)
         return _classes(self.data, examples, seen @ names.T, self.classes)
 

@@ -255,15 +255,11 @@ class Beam:
     best: int = 1
 
     def __post_init__(self) -> None:
-        check_lengths(self)
-        if self.rows < 1 or self.penalty < 0 or not 1 <= self.best <= self.rows:
-            raise RecipeError(
-                f"{self}: expected rows >= 1, penalty >= 0 and best (results given) from 1 to rows"
-            )
+        check_beams(self)
 
     def start(self, ids: Array, key: Array | None) -> Beams:
-        none = jnp.full(ids.shape[:2], -jnp.inf, jnp.float32)
-        return Beams(ids, none.at[:, 0].set(0.0), ids, none)
+        scores, none = first_scores(ids)
+        return Beams(ids, scores, ids, none)
 
     def advance(self, state: Beams, logits: Array, position: Array, special: Special) -> tuple[Beams, Array]:
         allowed = _allowed(_log_softmax(logits), position, self.least, special)
@@ -306,6 +302,21 @@ class Beam:
 def check_lengths(search: Any) -> None:
     if search.length < 1 or not 0 <= search.least <= search.length:
         raise RecipeError(f"{search}: expected length >= 1 and least from 0 to length")
+
+
+def check_beams(search: Any) -> None:
+    check_lengths(search)
+    if search.rows < 1 or search.penalty < 0 or not 1 <= search.best <= search.rows:
+        raise RecipeError(
+            f"{search}: expected rows >= 1, penalty >= 0 and best (results given) from 1 to rows"
+        )
+
+
+def first_scores(ids: Array) -> tuple[Array, Array]:
+    """Scores `B R` of rows that are all alike at first, so that one of them goes on; and of texts when there
+    are none."""
+    none = jnp.full(ids.shape[:2], -jnp.inf, jnp.float32)
+    return none.at[:, 0].set(0.0), none
 
 
 def _rows(ids: Array, key: Array | None) -> Rows:

@@ -102,8 +102,22 @@ def vision_likenesses(
 ) -> Array:
     """`clips`, `names` `C D` (unit vectors of the contrastive space) -> probabilities `B C` of each clip's
     being called so."""
-    seen = see(batch["clips"], vision=vision, universal=universal, temporal=temporal, connector=connector)
-    return jax.nn.softmax(contrastive.vision(seen) @ batch["names"].T / contrastive.temperature(), -1)
+    seen = vision_vectors(
+        batch,
+        vision=vision,
+        universal=universal,
+        contrastive=contrastive,
+        temporal=temporal,
+        connector=connector,
+    )
+    return jax.nn.softmax(seen @ batch["names"].T / contrastive.temperature(), -1)
+
+
+def class_vectors(prompts: np.ndarray, classes: int) -> np.ndarray:
+    """Unit vectors of as many prompts for every class, `classes*P D` -> the unit vector of each class's mean,
+    `classes D`."""
+    means = prompts.reshape(classes, -1, prompts.shape[-1]).mean(1)
+    return means / np.linalg.norm(means, axis=-1, keepdims=True)
 
 
 def text_vectors(batch: Batch, *, text: Text, universal: Universal, contrastive: Contrastive) -> Array:

@@ -22,7 +22,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from mplug2.errors import RecipeError
-from mplug2.generate import Decoded, Special, check_lengths, continuations, length_penalty, put, rank
+from mplug2.generate import (
+    Decoded,
+    Special,
+    check_beams,
+    continuations,
+    first_scores,
+    length_penalty,
+    put,
+    rank,
+)
 from mplug2.roles import Array, Decoder
 
 TOO_EARLY = -1e20
@@ -62,15 +71,11 @@ class Official:
     best: int = 1
 
     def __post_init__(self) -> None:
-        check_lengths(self)
-        if self.rows < 1 or self.penalty < 0 or not 1 <= self.best <= self.rows:
-            raise RecipeError(
-                f"{self}: expected rows >= 1, penalty >= 0 and best (results given) from 1 to rows"
-            )
+        check_beams(self)
 
     def start(self, ids: Array, key: Array | None) -> Growing:
-        none = jnp.full(ids.shape[:2], -jnp.inf, jnp.float32)
-        return Growing(ids, none.at[:, 0].set(0.0), ids, none, jnp.zeros(ids.shape[:1], bool))
+        scores, none = first_scores(ids)
+        return Growing(ids, scores, ids, none, jnp.zeros(ids.shape[:1], bool))
 
     def advance(
         self, state: Growing, logits: Array, position: Array, special: Special

@@ -79,9 +79,8 @@ def optimizer(
 ) -> optax.GradientTransformation:
     """AdamW for the modules of `axes` (`Network.axes` of the trained ones); `rates` are factors of the
     learning rate by module, 1 where unsaid. Gradients and parameters are `{module: nested dict}`."""
-    official = isinstance(settings, OfficialAdamW)
     adamw = optax.adamw(
-        1.0 if official else schedule(settings, steps),
+        1.0,
         b1=settings.beta1,
         b2=settings.beta2,
         eps=settings.epsilon,
@@ -89,23 +88,13 @@ def optimizer(
         mask=decayed(axes),
     )
     clip = [optax.clip_by_global_norm(settings.clip)] if settings.clip else []
-    if official:  # modules differ in more than a factor
-        rated = {module: schedule(settings, steps, rates.get(module, 1.0)) for module in axes}
-        return optax.chain(*clip, adamw, _scheduled(rated))
-    return optax.chain(*clip, adamw, _by_module(rates))
-
-
-def _by_module(rates: Mapping[str, float]) -> optax.GradientTransformation:
-    """Multiplies a module's whole update, decay included, as its own learning rate would."""
-
-    def scaled(updates: Any, params: Any = None) -> Any:
-        return {module: optax.tree.scale(rates.get(module, 1.0), tree) for module, tree in updates.items()}
-
-    return optax.stateless(scaled)
+    rated = {module: schedule(settings, steps, rates.get(module, 1.0)) for module in axes}
+    return optax.chain(*clip, adamw, _scheduled(rated))
 
 
 def _scheduled(rates: Mapping[str, Callable[[Any], Array]]) -> optax.GradientTransformation:
-    """Multiplies a module's whole update by its own learning rate, a function of the steps done."""
+    """Multiplies a module's whole update, decay included, by its own learning rate, a function of the steps
+    done."""
 
     def init(params: Any) -> optax.ScaleByScheduleState:
         return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))

@@ -22,7 +22,15 @@ from mplug2.data.scenes import CORNERS
 from mplug2.data.tokens import SentencePiece, Tokenizer
 from mplug2.errors import CardError, DataError
 from mplug2.generate import Greedy, Search
-from mplug2.inference import Compiled, Writer, answers, captions, text_vectors, vision_likenesses
+from mplug2.inference import (
+    Compiled,
+    Writer,
+    answers,
+    captions,
+    class_vectors,
+    text_vectors,
+    vision_likenesses,
+)
 from mplug2.network import Network, Parameters
 
 TEMPLATES = ("a {}", *(f"a {{}} at the {corner}" for corner in CORNERS))
@@ -100,8 +108,7 @@ class Predictor:
             )
         prompts = [fill(template, one) for one in classes for template in templates]
         vectors = self._compiled(text_vectors)({"text": self._ids(prompts)})
-        names = vectors.reshape(len(classes), len(templates), -1).mean(1)
-        names /= np.linalg.norm(names, axis=-1, keepdims=True)
+        names = class_vectors(vectors, len(classes))
         return self._compiled(vision_likenesses)(_batch(clips) | {"names": names})
 
     def unknown(self, text: str) -> list[str]:

@@ -90,8 +90,10 @@ class Trainer:
 
     def resume(self, step: int, saved: State) -> State:
         """The state after `step` steps, of which `params`, `moments`, `window` and `ema` were saved."""
-        small = jax.jit(self._counters, out_shardings=self.shardings and self._replicated)()
-        return small | saved | {"step": small["step"] + step}
+        counters = jax.jit(self._counters)()  # a buffer of its own for every number, for the step to reuse
+        state = counters | saved | {"step": counters["step"] + step}
+        # All of it placed alike: arrays that are not would compile the next step a second time.
+        return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, self.abstract))
 
     def _state(self, params: Parameters) -> State:
         state = {"params": params, "moments": self.optimizer.init(params), **self._counters()}

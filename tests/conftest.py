@@ -13,9 +13,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX starts: an accelerator must not decide a test
+
+# The same examples in every run: a change's tests fail because of the change. To look for new ones:
+# make test HYPOTHESIS_PROFILE=default
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 _CHILD = "MPLUG2_TEST_REPORTS"  # set in a child: the file that takes its reports, one JSON object per line
 _REPORTS = pytest.StashKey[dict[tuple[Path, int], dict[str, list[pytest.TestReport]]]]()

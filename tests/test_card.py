@@ -258,6 +258,11 @@ def test_cards_with_mutated_bytes_are_read_or_refused(example, tmp_path):
         read_or_refuse(path)
 
 
+def test_a_field_that_no_line_can_show_is_named_as_python_would(example, tmp_path):
+    text = refusal(changed(example, "file.two\nlines", None), tmp_path)
+    assert r"'two\nlines': no such field" in text
+
+
 PARTS = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),

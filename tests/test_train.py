@@ -1,4 +1,4 @@
-"""Training on a toy: two small modules, so that a step compiles in a second."""
+"""Runs of a toy: what they keep, how they stop and go on."""
 
 import dataclasses
 import json
@@ -7,146 +7,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
+from toy import Numbers, losses, run, same, toy, trainer
 
 from mplug2.checkpoint import Checkpoints, fingerprint, restore_modules
 from mplug2.errors import CheckpointError, DataError, RecipeError
 from mplug2.logbook import read_metrics
-from mplug2.losses import cross_entropy
 from mplug2.network import Network, flat
-from mplug2.recipe import AdamW, Objective, Recipe
-from mplug2.roles import Array, Execution
+from mplug2.recipe import AdamW, Recipe
 from mplug2.run import default_folder, open_run, read_run
 from mplug2.sharding import Mesh
-from mplug2.step import Trainer, averaged
 from mplug2.train import DivergedError, train
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Layer:
-    inputs: int
-    outputs: int
-
-    def build(self, *, rngs: nnx.Rngs, execution: Execution = Execution()) -> "LayerModule":
-        return LayerModule(self, rngs=rngs)
-
-
-class LayerModule(nnx.Module):
-    def __init__(self, config: Layer, *, rngs: nnx.Rngs):
-        shape = (config.inputs, config.outputs)
-        self.kernel = nnx.Param(0.3 * jax.random.normal(rngs.params(), shape), axes=("embed", "mlp"))
-        self.bias = nnx.Param(jnp.zeros(shape[1:]), axes=("mlp",))
-
-    def __call__(self, x: Array, key: Array | None = None) -> Array:
-        x = x @ self.kernel[...] + self.bias[...]
-        return x if key is None else jnp.where(jax.random.bernoulli(key, 0.8, x.shape), x / 0.8, 0.0)
-
-
-def classify(
-    batch: Mapping[str, Array], key: Array | None = None, *, vision: LayerModule, head: LayerModule
-) -> Array:
-    hidden = jax.nn.gelu(vision(batch["clips"].reshape(len(batch["label"]), -1), key))
-    return (cross_entropy(head(hidden), batch["label"]) * batch["scale"]).mean()
-
-
-def count(batch: Mapping[str, Array], key: Array | None = None, *, vision: LayerModule) -> Array:
-    hidden = vision(batch["clips"].reshape(len(batch["label"]), -1), key)
-    return jnp.square(hidden.sum(-1) - batch["label"]).mean()
-
-
-class Numbers:
-    """An endless stream of batches that are a function of the step; examples of `spoiled` have an infinite
-    scale."""
-
-    def __init__(
-        self, recipe: Recipe, spoiled: tuple[int, ...] = (), end: int | None = None, wait: float = 0.0
-    ):
-        self.recipe, self.spoiled, self.end, self.wait, self.step = recipe, spoiled, end, wait, 0
-
-    def __iter__(self) -> "Numbers":
-        return self
-
-    def __next__(self) -> dict[str, dict[str, np.ndarray]]:
-        if self.step == self.end:
-            raise StopIteration
-        time.sleep(self.wait)
-        batches = {}
-        for place, (name, objective) in enumerate(self.recipe.feeds.items()):
-            index = np.arange(objective.batch, dtype=np.int32) + 100 * self.step
-            random = np.random.default_rng([place, self.step])
-            batches[name] = {
-                "clips": random.integers(0, 255, (objective.batch, 1, 2, 2, 3), np.uint8),
-                "label": random.integers(0, 4, objective.batch, np.int32),
-                "scale": np.where(np.isin(index, self.spoiled), np.inf, 1).astype(np.float32),
-                "index": index,
-            }
-        self.step += 1
-        return batches
-
-    def get_state(self) -> dict[str, int]:
-        return {"step": self.step}
-
-    def set_state(self, state: Any) -> None:
-        self.step = state["step"]
-
-
-def toy(**changes: Any) -> Recipe:
-    objectives = {
-        "classify": Objective(task=classify, data="numbers", batch=8),
-        "count": Objective(task=count, data="numbers", batch=4, weight=0.1),
-    }
-    settings = {
-        "name": "toy",
-        "modules": {"vision": Layer(inputs=12, outputs=8), "head": Layer(inputs=8, outputs=4)},
-        "objectives": objectives,
-        "optimizer": AdamW(learning_rate=0.01, warmup=3),
-        "steps": 12,
-        "log_every": 1,
-        "checkpoint_every": 5,
-    }
-    return Recipe(**settings | changes)
-
-
-def run(recipe: Recipe, folder: Path, **stream: Any):
-    network = Network(recipe.modules)
-    return train(
-        recipe, folder, batches=Numbers(recipe, **stream), composed=(network, network.init(recipe.seed))
-    )
-
-
-def losses(folder: Path) -> list[tuple]:
-    """What must not depend on when a run was stopped: everything in the log but the clock."""
-    clocks = ("examples_per_second", "seconds")
-    return [
-        tuple((name, value) for name, value in line.items() if name not in clocks)
-        for line in read_metrics(folder)
-    ]
-
-
-def same(one: Any, other: Any) -> None:
-    jax.tree.map(np.testing.assert_array_equal, one, other)
-
-
-def trainer(recipe: Recipe) -> tuple[Trainer, Any]:
-    network = Network(recipe.modules)
-    made = Trainer(recipe, network)
-    return made, made.begin(network.init(recipe.seed))
-
-
-def batch(recipe: Recipe) -> Any:
-    return next(Numbers(recipe))
-
-
-# --- the run
 
 
 @pytest.mark.parametrize("log_every", [1, 4])
@@ -245,7 +122,7 @@ def test_the_run_directory_says_what_was_asked_and_on_what(tmp_path):
     told = json.loads((tmp_path / "run.json").read_text())
     assert (told["recipe"], told["overrides"]) == ("toy.tiny", ["steps=2"])
     assert told["settings"]["modules.vision.inputs"] == "12"
-    assert told["settings"]["objectives.count.task"].endswith("test_train.count")
+    assert told["settings"]["objectives.count.task"].endswith("toy.count")
     session = told["sessions"][0]
     assert {"commit", "versions", "machine", "began"} <= set(session) and session["machine"][
         "device_count"
@@ -277,9 +154,6 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_the_task_and_the_examples
     assert Checkpoints(tmp_path).steps == [4]
 
 
-# --- the step
-
-
 def test_frozen_modules_do_not_change_and_have_no_moments_no_average_and_no_copy(tmp_path):
     recipe = toy(
         modes={"vision": "frozen"},
@@ -307,103 +181,6 @@ def test_a_run_does_not_continue_on_another_frozen_module(tmp_path):
     network = Network(recipe.modules)
     with pytest.raises(CheckpointError, match="frozen module vision is not the one"):
         train(recipe, tmp_path, batches=Numbers(recipe), composed=(network, network.init(5)))
-
-
-def test_a_recipe_that_freezes_everything_is_refused():
-    cards = {"vision": "a card", "head": "a card"}
-    with pytest.raises(RecipeError, match="nothing is trained"):
-        trainer(toy(modes={"vision": "frozen", "head": "frozen"}, cards=cards))
-
-
-def test_accumulated_gradients_equal_the_whole_batchs():
-    whole, state = trainer(toy(dropout=False))
-    parts, _ = trainer(toy(dropout=False, accumulate=4))
-    (total, _), gradients = jax.jit(whole.gradients)(state["params"], {}, batch(whole.recipe), None)
-    (total_of_parts, _), gradients_of_parts = jax.jit(parts.gradients)(
-        state["params"], {}, batch(whole.recipe), None
-    )
-    assert float(total_of_parts) == pytest.approx(float(total), rel=1e-6)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), gradients, gradients_of_parts
-    )
-
-
-def test_a_batch_that_does_not_divide_is_refused():
-    with pytest.raises(RecipeError, match="objective classify: a batch of 8 does not divide into 3 parts"):
-        trainer(toy(accumulate=3))
-
-
-@pytest.mark.devices(8)
-def test_a_batch_or_a_mesh_that_devices_cannot_share_is_refused():
-    with pytest.raises(RecipeError, match="a batch of 8 in 4 part.s. does not divide among 4 devices"):
-        trainer(toy(accumulate=4, mesh=Mesh(data=2, fsdp=2)))
-    with pytest.raises(RecipeError, match="an axis has at least 1 device"):
-        trainer(toy(mesh=Mesh(data=0)))
-
-
-def test_the_loss_is_the_sum_of_the_objectives_by_weight():
-    made, state = trainer(toy(dropout=False))
-    total, parts = made.loss(state["params"], {}, batch(made.recipe), None)
-    assert float(total) == pytest.approx(float(parts["classify"] + 0.1 * parts["count"]), rel=1e-6)
-
-
-def test_the_average_follows_its_formula():
-    ema, params = {"m": {"w": jnp.array([1.0])}}, {"m": {"w": jnp.array([3.0])}}
-    by_hand = {0: 0.1 * 1 + 0.9 * 3, 90: 0.91 * 1 + 0.09 * 3, 10**6: 0.95 * 1 + 0.05 * 3}
-    for done, expected in by_hand.items():
-        np.testing.assert_allclose(averaged(ema, params, 0.95, done)["m"]["w"], expected, rtol=1e-6)
-
-
-def test_each_step_averages_what_it_has_just_learned():
-    made, state = trainer(toy(ema=0.9))
-    before = jax.tree.map(np.array, state["ema"])
-    after, _ = made.step(state, {}, batch(made.recipe))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
-        after["ema"],
-        averaged(before, after["params"], 0.9, 0),
-    )
-
-
-def test_dropout_is_another_at_each_step_and_none_where_the_recipe_says_so():
-    def first_losses(**changes: Any) -> list[float]:
-        made, state = trainer(toy(optimizer=AdamW(learning_rate=0.0), **changes))
-        found = []
-        for _ in range(2):
-            state, metrics = made.step(state, {}, batch(made.recipe))
-            found.append(float(metrics["metrics"]["loss"]))
-        return found
-
-    dropped, again, kept = first_losses(), first_losses(), first_losses(dropout=False)
-    assert dropped == again and dropped[0] != dropped[1]
-    assert kept[0] == kept[1] != dropped[0]
-
-
-def test_a_modules_learning_rate_is_its_own():
-    made, state = trainer(toy(learning_rates={"head": 0.0}))
-    before = jax.tree.map(np.array, state["params"])
-    after, _ = made.step(state, {}, batch(made.recipe))
-    same(after["params"]["head"], before["head"])
-    assert not np.array_equal(after["params"]["vision"]["kernel"], before["vision"]["kernel"])
-
-
-def test_the_reported_gradient_norm_is_that_before_clipping():
-    made, state = trainer(toy(dropout=False))
-    _, gradients = made.gradients(state["params"], {}, batch(made.recipe), None)
-    _, metrics = made.step(state, {}, batch(made.recipe))
-    assert float(metrics["metrics"]["gradient_norm"]) == pytest.approx(
-        float(optax.tree.norm(gradients)), rel=1e-5
-    )
-    assert float(metrics["metrics"]["learning_rate"]) == pytest.approx(0.01 / 3)
-
-
-def test_the_step_is_compiled_once():
-    made, state = trainer(toy())
-    stream = Numbers(made.recipe)
-    for _ in range(3):
-        placed = jax.tree.map(made.place_batch, next(stream))
-        state, _ = made.step(state, {}, placed)
-    assert made.step._cache_size() == 1  # type: ignore[attr-defined]
 
 
 @pytest.mark.devices(8)

@@ -71,6 +71,8 @@ def main(argv: list[str] | None = None) -> int:
     asked = parser.parse_args(words)
     if asked.steps < 1:
         parser.error(f"--steps is {asked.steps}, expected at least 1")
+    if min(getattr(asked, "batch", [1])) < 1:
+        parser.error(f"--batch is {asked.batch}, expected at least 1")
     if asked.threads is not None:
         keep_to_threads(parser, asked.threads)
     ensure_huge_pages(words)

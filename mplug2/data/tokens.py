@@ -45,6 +45,18 @@ class Tokenizer(Protocol):
         ...
 
 
+def shipped_or_read(name: str, what: str) -> bytes:
+    """The content of a shipped file of that name, or of the file at that path. Raises DataError that calls it
+    a `what`."""
+    shipped = resources.files("mplug2.checkpoints") / name
+    try:
+        return shipped.read_bytes() if shipped.is_file() else Path(name).read_bytes()
+    except OSError as error:
+        raise DataError(
+            f'no {what} "{name}": neither shipped nor a readable file ({error.strerror})'
+        ) from None
+
+
 @dataclass(frozen=True)
 class SentencePiece:
     """A SentencePiece model: the name of a shipped one, or a path. Raises DataError if it cannot be read or
@@ -54,13 +66,7 @@ class SentencePiece:
 
     @functools.cached_property
     def _bytes(self) -> bytes:
-        shipped = resources.files("mplug2.checkpoints") / self.model
-        try:
-            return shipped.read_bytes() if shipped.is_file() else Path(self.model).read_bytes()
-        except OSError as error:
-            raise DataError(
-                f'no tokenizer "{self.model}": neither shipped nor a readable file ({error.strerror})'
-            ) from None
+        return shipped_or_read(self.model, "tokenizer")
 
     @functools.cached_property
     def _pieces(self) -> sentencepiece.SentencePieceProcessor:

@@ -10,14 +10,12 @@ import functools
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 
 import numpy as np
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers
 
-from mplug2.data.tokens import SPECIAL
+from mplug2.data.tokens import SPECIAL, shipped_or_read
 from mplug2.errors import DataError, nearest
 from mplug2.roles import PAD
 
@@ -41,13 +39,7 @@ class WordPiece:
 
     @functools.cached_property
     def _bytes(self) -> bytes:
-        shipped = resources.files("mplug2.checkpoints") / self.vocabulary
-        try:
-            return shipped.read_bytes() if shipped.is_file() else Path(self.vocabulary).read_bytes()
-        except OSError as error:
-            raise DataError(
-                f'no vocabulary "{self.vocabulary}": neither shipped nor a readable file ({error.strerror})'
-            ) from None
+        return shipped_or_read(self.vocabulary, "vocabulary")
 
     @functools.cached_property
     def _ids(self) -> dict[str, int]:

@@ -1,0 +1,122 @@
+"""The training step, on a toy."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from toy import Numbers, batch, same, toy, trainer
+
+from mplug2.errors import RecipeError
+from mplug2.recipe import AdamW
+from mplug2.sharding import Mesh
+from mplug2.step import averaged
+
+
+def test_a_recipe_that_freezes_everything_is_refused():
+    cards = {"vision": "a card", "head": "a card"}
+    with pytest.raises(RecipeError, match="nothing is trained"):
+        trainer(toy(modes={"vision": "frozen", "head": "frozen"}, cards=cards))
+
+
+def test_accumulated_gradients_equal_the_whole_batchs():
+    whole, state = trainer(toy(dropout=False))
+    parts, _ = trainer(toy(dropout=False, accumulate=4))
+    (total, _), gradients = jax.jit(whole.gradients)(state["params"], {}, batch(whole.recipe), None)
+    (total_of_parts, _), gradients_of_parts = jax.jit(parts.gradients)(
+        state["params"], {}, batch(whole.recipe), None
+    )
+    assert float(total_of_parts) == pytest.approx(float(total), rel=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), gradients, gradients_of_parts
+    )
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(RecipeError, match="objective classify: a batch of 8 does not divide into 3 parts"):
+        trainer(toy(accumulate=3))
+
+
+@pytest.mark.devices(8)
+def test_a_batch_or_a_mesh_that_devices_cannot_share_is_refused():
+    with pytest.raises(RecipeError, match="a batch of 8 in 4 part.s. does not divide among 4 devices"):
+        trainer(toy(accumulate=4, mesh=Mesh(data=2, fsdp=2)))
+    with pytest.raises(RecipeError, match="an axis has at least 1 device"):
+        trainer(toy(mesh=Mesh(data=0)))
+
+
+def test_the_loss_is_the_sum_of_the_objectives_by_weight():
+    made, state = trainer(toy(dropout=False))
+    total, parts = made.loss(state["params"], {}, batch(made.recipe), None)
+    assert float(total) == pytest.approx(float(parts["classify"] + 0.1 * parts["count"]), rel=1e-6)
+
+
+def test_the_average_follows_its_formula():
+    ema, params = {"m": {"w": jnp.array([1.0])}}, {"m": {"w": jnp.array([3.0])}}
+    by_hand = {0: 0.1 * 1 + 0.9 * 3, 90: 0.91 * 1 + 0.09 * 3, 10**6: 0.95 * 1 + 0.05 * 3}
+    for done, expected in by_hand.items():
+        np.testing.assert_allclose(averaged(ema, params, 0.95, done)["m"]["w"], expected, rtol=1e-6)
+
+
+def test_each_step_averages_what_it_has_just_learned():
+    made, state = trainer(toy(ema=0.9))
+    before = jax.tree.map(np.array, state["ema"])
+    after, _ = made.step(state, {}, batch(made.recipe))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        after["ema"],
+        averaged(before, after["params"], 0.9, 0),
+    )
+
+
+def test_dropout_is_another_at_each_step_and_none_where_the_recipe_says_so():
+    def first_losses(**changes: Any) -> list[float]:
+        made, state = trainer(toy(optimizer=AdamW(learning_rate=0.0), **changes))
+        found = []
+        for _ in range(2):
+            state, metrics = made.step(state, {}, batch(made.recipe))
+            found.append(float(metrics["metrics"]["loss"]))
+        return found
+
+    dropped, again, kept = first_losses(), first_losses(), first_losses(dropout=False)
+    assert dropped == again and dropped[0] != dropped[1]
+    assert kept[0] == kept[1] != dropped[0]
+
+
+def test_a_modules_learning_rate_is_its_own():
+    made, state = trainer(toy(learning_rates={"head": 0.0}))
+    before = jax.tree.map(np.array, state["params"])
+    after, _ = made.step(state, {}, batch(made.recipe))
+    same(after["params"]["head"], before["head"])
+    assert not np.array_equal(after["params"]["vision"]["kernel"], before["vision"]["kernel"])
+
+
+def test_the_reported_gradient_norm_is_that_before_clipping():
+    made, state = trainer(toy(dropout=False))
+    _, gradients = made.gradients(state["params"], {}, batch(made.recipe), None)
+    _, metrics = made.step(state, {}, batch(made.recipe))
+    assert float(metrics["metrics"]["gradient_norm"]) == pytest.approx(
+        float(optax.tree.norm(gradients)), rel=1e-5
+    )
+    assert float(metrics["metrics"]["learning_rate"]) == pytest.approx(0.01 / 3)
+
+
+def test_the_step_is_compiled_once():
+    made, state = trainer(toy())
+    stream = Numbers(made.recipe)
+    for _ in range(3):
+        placed = jax.tree.map(made.place_batch, next(stream))
+        state, _ = made.step(state, {}, placed)
+    assert made.step._cache_size() == 1  # type: ignore[attr-defined]
+
+
+def test_a_resumed_step_is_compiled_once_too():
+    made, state = trainer(toy())
+    resumed = made.resume(3, {name: state[name] for name in ("params", "moments", "window")})
+    stream = Numbers(made.recipe)
+    for _ in range(3):
+        resumed, _ = made.step(resumed, {}, jax.tree.map(made.place_batch, next(stream)))
+    assert int(resumed["step"]) == 6
+    assert made.step._cache_size() == 1  # type: ignore[attr-defined]

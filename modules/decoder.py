@@ -53,7 +53,7 @@ KeysValues = tuple[Array, Array]
 class Cache(NamedTuple):
     """What decoding remembers, a tuple entry a layer.
 
-    `past`: keys and values of decoded tokens, `B*R S K D`; `context`: those of the memory, `B N K D`;
+    `past`: keys and values of decoded tokens, `B*R K S D`; `context`: those of the memory, `B K N D`;
     `context_mask`: `B 1 1 N` or None; `layers`: the layers themselves, unstacked once (a slice of a stack
     inside the loop would copy every weight at every token); `kernel`: the word table turned to `D V`, for
     the same reason.
@@ -123,7 +123,7 @@ class Decoder(nnx.Module):
         layers = tuple(nnx.split(self.layers[index])[1] for index in range(self.config.depth))
         context = tuple(_layer(graph, state).cross.memory(memory) for state in layers)
         batch, heads = memory.shape[0], self.config.heads
-        empty = jnp.zeros((batch * rows, length, heads, self.config.width // heads), memory.dtype)
+        empty = jnp.zeros((batch * rows, heads, length, self.config.width // heads), memory.dtype)
         return Cache(
             past=((empty, empty),) * self.config.depth,
             context=context,

@@ -74,7 +74,7 @@ class Recipe:
     """`modules`: configs by name; `modes`: `init` (fresh, the default), `full` (loaded, trained) or
     `frozen` (loaded, kept), by module; `cards`: where loaded modules come from; `learning_rates`: factors
     by module, 1 where unsaid; `objectives`: what is learned, all of them in every step, losses summed by
-    weight; `evaluations`: what is measured.
+    weight; `evaluations`: what is measured; `compiler`: XLA's own options for the training step, by name.
     """
 
     name: str
@@ -92,6 +92,7 @@ class Recipe:
     ema: float = 0.0
     dropout: bool = True
     execution: Execution = field(default_factory=Execution)
+    compiler: Mapping[str, bool | int | float | str] = field(default_factory=dict)
     mesh: Mesh = field(default_factory=Mesh)
     seed: int = 0
     workers: int = 0

@@ -43,6 +43,17 @@ def trained(recipe: Recipe) -> list[str]:
     return names
 
 
+def _understood(recipe: Recipe) -> dict[str, Any] | None:
+    """The recipe's options of the compiler. Raises RecipeError with the first that XLA does not know."""
+    for name, value in recipe.compiler.items():
+        try:
+            jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+        except (jax.errors.JaxRuntimeError, TypeError) as error:
+            said = str(error).splitlines()[0]
+            raise RecipeError(f"recipe {recipe.name}: compiler.{name} is {value!r}: {said}") from None
+    return dict(recipe.compiler) or None
+
+
 class Trainer:
     """A recipe and its network made ready to train: `begin`, `step`, and where everything lies.
 
@@ -72,7 +83,9 @@ class Trainer:
         self.shardings = self._state_shardings() if self.mesh.size > 1 else None
         placed = None if self.shardings is None else (self.shardings, self._replicated)
         self.step: Callable[[State, Parameters, Batches], tuple[State, Metrics]]
-        self.step = jax.jit(self._step, donate_argnums=0, out_shardings=placed)
+        self.step = jax.jit(
+            self._step, donate_argnums=0, out_shardings=placed, compiler_options=_understood(recipe)
+        )
         """(state, frozen parameters, batches) -> (state, metrics). The state's buffers are reused, do not
         keep them."""
 

@@ -103,6 +103,13 @@ def test_the_reported_gradient_norm_is_that_before_clipping():
     assert float(metrics["metrics"]["learning_rate"]) == pytest.approx(0.01 / 3)
 
 
+def test_an_option_that_the_compiler_does_not_know_is_refused_by_name():
+    trainer(toy(compiler={"xla_cpu_enable_fast_math": False}))
+    for option in ({"xla_cpu_enable_fast_maths": False}, {"xla_cpu_enable_fast_math": "fast"}):
+        with pytest.raises(RecipeError, match=f"compiler.{next(iter(option))} is"):
+            trainer(toy(compiler=option))
+
+
 def test_the_step_is_compiled_once():
     made, state = trainer(toy())
     stream = Numbers(made.recipe)

@@ -248,9 +248,7 @@ def _write_module(
     ), "bytes": size, "dtype": dtype}  # fmt: skip
 
 
-def _preprocessing(
-    module: str, config: Any, family: str, settings: Settings | None
-) -> Preprocessing | None:
+def _preprocessing(module: str, config: Any, family: str, settings: Settings | None) -> Preprocessing | None:
     """No file says what pixels its weights are used to: the mean and deviation are those of the family."""
     if module != "vision":
         return None

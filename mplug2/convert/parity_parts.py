@@ -12,6 +12,7 @@ import numpy as np
 from mplug2.convert import families, stages
 from mplug2.convert.keys import to_ours
 from mplug2.convert.layout import inflate
+from mplug2.convert.parity_data import compare_pixels, compare_texts
 from mplug2.convert.parity_training import GRADIENT, gradient_checks, official
 from mplug2.convert.recorded import (
     QUICK,
@@ -64,8 +65,8 @@ def compare_fusion(result: Result, folder: Path, name: str, said: dict[str, Any]
     result.checks += gradient_checks(case, official(case, gradients), load(folder, f"{name}.grads"))
 
 
-def compare_pictures(result: Result, folder: Path, atol: float, resize: Resize) -> None:
-    """The picture towers, position tables and patch kernels of a folder's auxiliary files."""
+def compare_auxiliary(result: Result, folder: Path, atol: float, resize: Resize) -> None:
+    """A folder's auxiliary files: picture towers, position tables, patch kernels, and `parity_data`'s."""
     aux = folder / "aux.json"
     said = read_json(aux) if aux.is_file() else {}
     if (folder / "image_clip.safetensors").is_file():
@@ -73,7 +74,10 @@ def compare_pictures(result: Result, folder: Path, atol: float, resize: Resize) 
     if (folder / "image_vit.safetensors").is_file():
         _compare_vit(result, load(folder, "image_vit"), _heads(said, "image_vit_config", "num_heads"), atol)
     if (folder / "aux_tensors.safetensors").is_file():
-        _compare_tables(result, load(folder, "aux_tensors"), atol, resize)
+        tensors = load(folder, "aux_tensors")
+        _compare_tables(result, tensors, atol, resize)
+        compare_pixels(result, tensors, atol)
+    compare_texts(result, folder, said)
 
 
 def _heads(said: dict[str, Any], tower: str, name: str) -> Settings | None:

@@ -34,6 +34,12 @@ class Settings:
     tubelet: int = 1
     frames: int = 16
 
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, least = getattr(self, field.name), 0 if field.name == "fusion_layers" else 1
+            if value < least:
+                raise CheckpointError(f"{field.name} is {value}, expected at least {least}")
+
     @property
     def connected_at(self) -> tuple[int, ...]:
         return tuple(range(self.stride_layer, self.fusion_layers, self.stride_layer))

@@ -337,6 +337,7 @@ def test_a_plain_vit_converts_from_the_names_of_timm(tmp_path):
         f"vision:blocks.layers.attention.{name}.bias[0]" for name in ("query", "key", "value")
     ]
     card = hub.find(tmp_path / "out")
+    config: Any
     config, params = hub.load(card)
     assert (config.blocks, config.stem) == (vision.Plain(), vision.BiasedPatches(patch=8))
     assert_same(

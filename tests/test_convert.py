@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from torch_writer import save
+from torch_writer import rebuilt, save, write
 
 from mplug2 import hub
 from mplug2.convert import conversion, families, reversal
 from mplug2.convert.keys import to_ours
 from mplug2.convert.shapes import Settings, read_settings
 from mplug2.convert.tensors import StoredTensor
+from mplug2.data.pixels import IMAGENET_MEAN
 from mplug2.errors import CardError, CheckpointError
 from mplug2.modules import decoder, fusion, vision
 from mplug2.network import flat
@@ -323,6 +325,85 @@ def test_clip_may_become_a_tower_of_three_frames_a_token(tmp_path, tensors):
     config, params = hub.load(hub.find(tmp_path / "out"))
     kernel = params["stem"]["kernel"].reshape(3, -1, 64)
     assert config.stem.tubelet == 3 and not kernel[[0, 2]].any() and kernel[1].any()
+
+
+def test_a_plain_vit_converts_from_the_names_of_timm(tmp_path):
+    recorded = load_file(GOLDEN / "aux" / "image_vit.safetensors")
+    vit = {key.removeprefix("param."): tensor for key, tensor in recorded.items() if key.startswith("param.")}
+    extra = {"head.weight": np.ones((5, 64), "f4"), "mask_token": np.ones((1, 1, 64), "f4")}
+    report = convert(tmp_path, vit | extra, "vit", settings=Settings(heads=4))
+    assert "classifier" in report["keys"]["head.weight"]["unused"]
+    assert report["keys"]["blocks.0.attn.qkv.bias"]["to"] == [
+        f"vision:blocks.layers.attention.{name}.bias[0]" for name in ("query", "key", "value")
+    ]
+    card = hub.find(tmp_path / "out")
+    config: Any
+    config, params = hub.load(card)
+    assert (config.blocks, config.stem) == (vision.Plain(), vision.BiasedPatches(patch=8))
+    assert_same(
+        flat(params), flat(to_ours(families.vit(shapes_of(vit), Settings(heads=4)).keys, vit)["vision"])
+    )
+    assert card.preprocessing and card.preprocessing.mean == IMAGENET_MEAN
+    with pytest.raises(CheckpointError, match="stem.bias|patch_embed.proj.bias"):
+        convert(tmp_path, {key: vit[key] for key in vit if key != "patch_embed.proj.bias"}, "vit", out="no",
+                settings=Settings(heads=4))  # fmt: skip
+
+
+def shapes_of(tensors) -> dict[str, tuple[int, ...]]:
+    return {key: tensor.shape for key, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ({"layer_norm_eps": 1e-5}, "norms of epsilon 1e-05; the zoo's BERT has gelu and 1e-12"),
+        ({"hidden_act": "relu"}, "activation relu"),
+        ({"patch_size": 16, "hidden_act": "gelu"}, "the zoo's CLIP has quick_gelu and 1e-05"),
+        ({"vision_config": {"num_attention_heads": 2, "layer_norm_eps": 1e-6}}, "norms of epsilon 1e-06"),
+        ({"num_attention_heads": 0}, "heads is 0, expected at least 1"),
+        ({"num_attention_heads": -4}, "heads is -4"),
+        ({"num_attention_heads": None}, "not a JSON object of settings"),
+        ({"stride_layer": 0}, "stride_layer is 0"),
+        ({"fusion_layers": -1}, "fusion_layers is -1"),
+    ],
+)
+def test_a_configuration_of_another_kind_of_network_is_refused(tmp_path, said, reason):
+    (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 4} | said))
+    with pytest.raises(CheckpointError, match=reason):
+        read_settings(tmp_path / "config.json")
+
+
+def test_files_beside_a_model_are_taken_as_hugging_face_publishes_them(tmp_path, tensors):
+    (tmp_path / "model").mkdir()
+    plain = {key.removeprefix("bert."): tensor for key, tensor in bert(tensors).items()}
+    save_file(plain, tmp_path / "model" / "model.safetensors")
+    (tmp_path / "model" / "config.json").write_text('{"num_attention_heads": 2, "layer_norm_eps": 1e-12}')
+    (tmp_path / "model" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    words = ["convert", str(tmp_path / "model" / "model.safetensors"), "--from", "bert"]
+    assert dispatcher.main([*words, "--out", str(tmp_path / "out")]) == 0
+    card = hub.find(tmp_path / "out", "text")
+    assert getattr(card.config, "heads", 0) == 2
+    assert card.tokenizer and card.tokenizer.file == "vocab.txt" and card.tokenizer.ids["mask"] == 4
+    assert (tmp_path / "out" / "vocab.txt").is_file()
+
+
+@pytest.mark.parametrize("harm", ["cut", "call", "bomb", "size"])
+def test_a_hostile_file_leaves_nothing_behind(tmp_path, tensors, harm):
+    path = save(tmp_path / "x.pth", {"model": tensors, "epoch": 9})
+    if harm == "cut":
+        path.write_bytes(path.read_bytes()[:-1000])
+    elif harm == "call":
+        write(path, b"\x80\x02cposix\nsystem\n(X\x0a\x00\x00\x00touch harmtR.")
+    elif harm == "bomb":
+        save(path, {"model": tensors}, compression=zipfile.ZIP_DEFLATED)
+    else:
+        write(
+            path, b"\x80\x02}(X\x01\x00\x00\x00w" + rebuilt("f4", "0", 9, 0, (9,), (1,)) + b"u.", {"0": b""}
+        )
+    before = sorted(place for place in tmp_path.rglob("*"))
+    with pytest.raises(CheckpointError, match=r"x\.pth: refused: "):
+        conversion.convert(path, "mplug2", tmp_path / "out", options())
+    assert sorted(place for place in tmp_path.rglob("*")) == before
 
 
 def bert(tensors) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """PyTorch's files are read without PyTorch, tensors only, and hostile ones are refused with a reason."""
 
 import random
+import tracemalloc
 import zipfile
 
 import ml_dtypes
@@ -148,6 +149,32 @@ def test_a_compressed_archive_a_bomb_is_refused_before_it_is_opened(tmp_path):
     )
     assert bomb.stat().st_size < 1 << 17
     refuses(bomb, "is compressed")
+
+
+def test_compressed_code_is_no_bomb_for_it_stays_packed(tmp_path):
+    """TorchScript archives compress their code, which is never needed; a storage cannot hide among it."""
+    path = write(tmp_path / "x.pt", pickled(tensor()), {"0": FLOAT})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/code/x.py", bytes(1 << 26), zipfile.ZIP_DEFLATED)
+    tracemalloc.start()
+    tensors, _ = read_torch(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+    assert np.array_equal(tensors["w"].read(), FLOAT)
+    refuses(
+        write(tmp_path / "y.pt", pickled(tensor(key="../code/x.py")), {"../code/x.py": FLOAT}), "leads out"
+    )
+    refuses(write(tmp_path / "z.pt", pickled(tensor(key="code")), {"code": FLOAT}), "is not in the archive")
+
+
+def test_a_tensor_that_repeats_its_numbers_is_read_where_it_is_small(tmp_path):
+    """`expand` gives strides of 0; without a bound, a few bytes would be converted to a full disk."""
+    described = tensor(count=3, shape=(3, 1 << 10), strides=(1, 0))
+    few = np.arange(3, dtype="f4")
+    tensors, _ = read_torch(write(tmp_path / "x.pth", pickled(described), {"0": few}))
+    assert np.array_equal(tensors["w"].read(), np.repeat(few[:, None], 1 << 10, axis=1))
+    described = tensor(count=3, shape=(3, 1 << 17), strides=(1, 0))
+    refuses(write(tmp_path / "y.pth", pickled(described), {"0": few}), "needs more than the 3 numbers")
 
 
 def test_a_truncated_archive_is_refused_wherever_it_ends(tmp_path):

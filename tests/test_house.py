@@ -268,7 +268,7 @@ def test_no_tracked_file_names_a_place_on_somebodys_machine():
         if (
             path.is_symlink()
             or not path.is_file()
-            or path.suffix in (".safetensors", ".model", ".npz", ".png")
+            or path.suffix in (".safetensors", ".model", ".npz", ".png", ".pth", ".pt")
         ):
             continue
         found += [f"{name}: {line}" for line in path.read_text().splitlines() if pattern.search(line)]

@@ -15,6 +15,7 @@ from fresh import compiled
 from mplug2 import modules
 from mplug2.errors import RecipeError
 from mplug2.modules import connector, decoder, fusion, heads, temporal, text, universal, vision
+from mplug2.modules.layers import gelu, quick_gelu
 from mplug2.network import Network
 from mplug2.roles import Config
 
@@ -68,6 +69,22 @@ def test_temporal_branches_mix_neighbouring_frames_only():
     difference = jnp.abs(eye(video, branches) - eye(changed, branches))[0, 1:].reshape(8, 16, 32).max((1, 2))
     assert (difference[:3] > 1e-4).all()  # two branches in a block, one frame further each
     assert (difference[3:] < 1e-5).all()
+
+
+def test_a_plain_vit_differs_from_clip_in_norms_activation_and_bias():
+    """What a recording of tiny towers cannot tell, the norms' epsilon, and what it can."""
+    stem = vision.BiasedPatches(patch=8)
+    clip = build(replace(vision.tiny(), stem=vision.Patches(patch=8)))
+    plain = build(replace(vision.tiny(), stem=stem, blocks=vision.Plain()))
+    assert (clip.output_norm.epsilon, plain.output_norm.epsilon) == (1e-5, 1e-6)
+    layers = (clip.blocks[0], plain.blocks[0])
+    assert [(it.mlp_norm.epsilon, it.attention_norm.epsilon) for it in layers] == [(1e-5,) * 2, (1e-6,) * 2]
+    names = [
+        {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(it))} for it in (clip, plain)
+    ]
+    assert names[0] - names[1] == {"input_norm.scale", "input_norm.bias"}
+    assert names[1] - names[0] == {"stem.bias"}
+    assert all(layer.mlp.activation is kind for layer, kind in zip(layers, (quick_gelu, gelu), strict=True))
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from safetensors.numpy import load_file
 
 from mplug2.convert import families, parity
 from mplug2.convert.keys import to_ours
-from mplug2.convert.layout import inflate
 from mplug2.convert.optimizer import official_adamw
 from mplug2.convert.parity_generation import compare_generation
 from mplug2.convert.recorded import read_case
@@ -111,13 +110,6 @@ def test_a_broken_case_is_refused_by_name(tmp_path):
     (tmp_path / "x.params.safetensors").write_bytes(b"no")
     with pytest.raises(CheckpointError, match=r"x\.params\.safetensors: cannot be read"):
         parity.compare(tmp_path, 1e-4, resize_positions)
-
-
-def test_patches_of_pictures_become_patches_of_clips_that_see_the_middle_frame():
-    kernel = np.random.default_rng(0).normal(size=(5, 3, 4, 4)).astype(np.float32)
-    solid = inflate(kernel, 3)
-    assert solid.shape == (5, 3, 3, 4, 4)
-    assert np.array_equal(solid[:, :, 1], kernel) and not solid[:, :, [0, 2]].any()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ way back."""
 import argparse
 from pathlib import Path
 
-KINDS = ("mplug2", "mplug", "clip", "bert")
+KINDS = ("mplug2", "mplug", "clip", "vit", "bert")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -28,7 +28,11 @@ def main(argv: list[str] | None = None) -> int:
         "--config", type=Path, help="BERT or Hugging Face configuration (default: config.json beside FILE)"
     )
     parser.add_argument("--name", help="what the cards' names end in (default: the name of FILE)")
-    parser.add_argument("--vocabulary", type=Path, help="a WordPiece vocab.txt to travel with the cards")
+    parser.add_argument(
+        "--vocabulary",
+        type=Path,
+        help="a WordPiece vocabulary to travel with the cards (default: vocab.txt beside FILE)",
+    )
     parser.add_argument(
         "--licence", default="unknown", help="SPDX name of the weights' licence (default: %(default)s)"
     )
@@ -55,13 +59,13 @@ def main(argv: list[str] | None = None) -> int:
         count = revert(asked.file, asked.to, asked.out, fusion_stack=asked.fusion_stack)
         print(f"{count} keys are in {asked.out}")
         return 0
-    beside = asked.file.parent / "config.json"
-    settings_file = asked.config or (beside if beside.is_file() else None)
+    # timm's config.json says how a ViT is called, not how it is made.
+    settings_file = asked.config or (_beside(asked.file, "config.json") if asked.source != "vit" else None)
     options = conversion.Options(
         name=asked.name or conversion.default_name(asked.file),
         settings=read_settings(settings_file) if settings_file else None,
         skip=tuple(asked.skip),
-        vocabulary=asked.vocabulary,
+        vocabulary=asked.vocabulary or _beside(asked.file, "vocab.txt"),
         keep_unused=not asked.drop_unused,
         allow_non_finite=asked.allow_non_finite,
         licence=asked.licence,
@@ -70,3 +74,9 @@ def main(argv: list[str] | None = None) -> int:
     print(conversion.told(report))
     print(f"modules and cards are in {asked.out}, every key's account in {asked.out}/conversion/report.json")
     return 0
+
+
+def _beside(file: Path, name: str) -> Path | None:
+    """The file of that name in the folder of `file`, if there is one: as Hugging Face publishes models."""
+    path = file.parent / name
+    return path if path.is_file() else None

@@ -26,7 +26,7 @@ from mplug2.convert.families import FAMILIES, Model, canonical
 from mplug2.convert.shapes import Settings
 from mplug2.convert.tensors import StoredTensor, read_safetensors, same, stored
 from mplug2.convert.torch_file import read_torch
-from mplug2.data.pixels import CLIP_MEAN, CLIP_STD, Preprocessing
+from mplug2.data.pixels import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from mplug2.errors import CheckpointError, nearest
 from mplug2.network import Network, flat
 from mplug2.weights import FLOATS
@@ -36,6 +36,7 @@ SOURCES = {
     "mplug2": ("https://github.com/X-PLUG/mPLUG-2", "arXiv:2302.00402"),
     "mplug": ("https://github.com/X-PLUG/mPLUG", "arXiv:2205.12005"),
     "clip": ("https://github.com/openai/CLIP", "arXiv:2103.00020"),
+    "vit": ("https://github.com/huggingface/pytorch-image-models", "arXiv:2010.11929"),
     "bert": ("https://github.com/google-research/bert", "arXiv:1810.04805"),
 }
 
@@ -237,7 +238,7 @@ def _write_module(
         licence=options.licence,
         source=f"converted from a checkpoint of {source}",
         paper=paper,
-        preprocessing=_preprocessing(module, config, options.settings),
+        preprocessing=_preprocessing(module, config, family, options.settings),
         tokenizer=_tokens(folder, options.vocabulary) if module in ("text", "decoder") else None,
         folder=folder,
     )
@@ -247,12 +248,14 @@ def _write_module(
     ), "bytes": size, "dtype": dtype}  # fmt: skip
 
 
-def _preprocessing(module: str, config: Any, settings: Settings | None) -> Preprocessing | None:
+def _preprocessing(module: str, config: Any, family: str, settings: Settings | None) -> Preprocessing | None:
+    """No file says what pixels its weights are used to: the mean and deviation are those of the family."""
     if module != "vision":
         return None
     frames = settings.frames if settings else Settings(heads=1).frames
     height, width = config.image
-    return Preprocessing(height=height, width=width, frames=frames, mean=CLIP_MEAN, std=CLIP_STD)
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if family == "vit" else (CLIP_MEAN, CLIP_STD)
+    return Preprocessing(height=height, width=width, frames=frames, mean=mean, std=std)
 
 
 SPECIAL = {"pad": "[PAD]", "unknown": "[UNK]", "begin": "[CLS]", "end": "[SEP]", "mask": "[MASK]"}

@@ -15,6 +15,7 @@ from mplug2.convert.shapes import (
     fusion_config,
     released,
     shape,
+    vit_config,
     zoo,
 )
 from mplug2.errors import CheckpointError
@@ -184,7 +185,7 @@ def _idle_layers(prefix: str, first: int) -> tuple[Rule, ...]:
 
 
 # -----------------------------------------------------------------------------------------------------------
-# Parts: a fusion encoder, CLIP's vision tower, BERT
+# Parts: a fusion encoder, CLIP's vision tower, the plain ViT, BERT
 
 
 def fusion(shapes: Shapes, settings: Settings) -> Model:
@@ -229,6 +230,17 @@ def _clip_of_hugging_face(shapes: Shapes, settings: Settings | None) -> Model:
     return Model({"vision": config}, made.map, dead, flat=True)
 
 
+def vit(shapes: Shapes, settings: Settings | None = None) -> Model:
+    """The plain vision transformer under timm's names, as DeiT, DINO and MAE publish it too."""
+    config, made = vit_config(shapes, settings.heads if settings else None), Builder()
+    made.plain_vision(config)
+    dead = (
+        (r"head\..*", "a classifier: the vision tower ends in its last norm"),
+        (r"mask_token|decoder_.*", "MAE's decoder: only its pretraining used it"),
+    )
+    return Model({"vision": config}, made.map, dead, flat=True)
+
+
 def bert(shapes: Shapes, settings: Settings | None = None) -> Model:
     """BERT under Hugging Face's names, an encoder or a masked-word model: all its layers go to `text`."""
     root = "bert." if any(key.startswith("bert.") for key in shapes) else ""
@@ -249,4 +261,4 @@ def bert(shapes: Shapes, settings: Settings | None = None) -> Model:
 
 
 Family = Callable[[Shapes, Settings | None], Model]
-FAMILIES: dict[str, Family] = {"mplug2": mplug2, "mplug": mplug, "clip": clip, "bert": bert}
+FAMILIES: dict[str, Family] = {"mplug2": mplug2, "mplug": mplug, "clip": clip, "vit": vit, "bert": bert}

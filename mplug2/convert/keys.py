@@ -201,6 +201,24 @@ class Builder:
         self.linear("vision", f"{ours}.mlp.up", _each(blocks, "mlp.fc1"))
         self.linear("vision", f"{ours}.mlp.down", _each(blocks, "mlp.fc2"))
 
+    def plain_vision(self, config: Any) -> None:
+        """The plain vision transformer under timm's names, which DeiT, DINO and MAE share."""
+        blocks, ours = layers("blocks", range(config.depth)), "blocks.layers"
+        self.add("vision", "class_token", "cls_token", Same(lead=2))
+        self.add("vision", "positions", "pos_embed", Same(lead=1))
+        self.add("vision", "stem.kernel", "patch_embed.proj.weight", Patches(config.stem.patch, flat=True))
+        self.add("vision", "stem.bias", "patch_embed.proj.bias")
+        self.norm("vision", "output_norm", "norm")
+        for third, name in enumerate(("query", "key", "value")):
+            packed = f"{ours}.attention.{name}"
+            self.add("vision", f"{packed}.kernel", _each(blocks, "attn.qkv.weight"), Matrix(), third)
+            self.add("vision", f"{packed}.bias", _each(blocks, "attn.qkv.bias"), Same(), third)
+        self.linear("vision", f"{ours}.attention.out", _each(blocks, "attn.proj"))
+        self.norm("vision", f"{ours}.attention_norm", _each(blocks, "norm1"))
+        self.norm("vision", f"{ours}.mlp_norm", _each(blocks, "norm2"))
+        self.linear("vision", f"{ours}.mlp.up", _each(blocks, "mlp.fc1"))
+        self.linear("vision", f"{ours}.mlp.down", _each(blocks, "mlp.fc2"))
+
     def local_temporal(self, depth: int, prefix: str) -> None:
         blocks = [f"{prefix}transformer.resblocks.{layer}" for layer in range(depth)]
         for official, place in (("lmhra1", "before_attention"), ("lmhra2", "before_mlp")):

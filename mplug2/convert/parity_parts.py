@@ -1,4 +1,4 @@
-"""Parity of parts by themselves: a fusion encoder, CLIP's picture tower, position tables, patch kernels."""
+"""Parity of parts by themselves: a fusion encoder, picture towers, position tables, patch kernels."""
 
 import re
 from collections.abc import Callable
@@ -12,6 +12,7 @@ import numpy as np
 from mplug2.convert import families, stages
 from mplug2.convert.keys import to_ours
 from mplug2.convert.layout import inflate
+from mplug2.convert.parity_data import compare_pixels, compare_texts
 from mplug2.convert.parity_training import GRADIENT, gradient_checks, official
 from mplug2.convert.recorded import (
     QUICK,
@@ -64,43 +65,56 @@ def compare_fusion(result: Result, folder: Path, name: str, said: dict[str, Any]
     result.checks += gradient_checks(case, official(case, gradients), load(folder, f"{name}.grads"))
 
 
-def compare_pictures(result: Result, folder: Path, atol: float, resize: Resize) -> None:
-    """The image towers, position tables and patch kernels of a folder's auxiliary files."""
+def compare_auxiliary(result: Result, folder: Path, atol: float, resize: Resize) -> None:
+    """A folder's auxiliary files: picture towers, position tables, patch kernels, and `parity_data`'s."""
+    aux = folder / "aux.json"
+    said = read_json(aux) if aux.is_file() else {}
     if (folder / "image_clip.safetensors").is_file():
-        tensors = load(folder, "image_clip")
-        params = {
-            key.removeprefix("param."): tensor for key, tensor in tensors.items() if key.startswith("param.")
-        }
-        said = (
-            read_json(folder / "aux.json").get("image_clip_config")
-            if (folder / "aux.json").is_file()
-            else None
-        )
-        settings = Settings(heads=said["heads"]) if said else None
-        model = families.clip({key: tensor.shape for key, tensor in params.items()}, settings)
-        ours = jax.tree.map(jnp.asarray, to_ours(model.keys, params))
-
-        def see(params: Parameters, clips: Array) -> stages.Stages:
-            return stages.see_picture(clips, stages.bound(model.configs, params)["vision"])
-
-        made = jax.jit(see, compiler_options=QUICK)(ours, clips_of(tensors["in.image"][:, :, None]))
-        depth = len(model.keys.sources["vision", "blocks.layers.mlp.up.bias"].pieces)
-        last = made[f"vision.block{depth - 1}"].transpose(1, 0, 2)
-        for stage, gave in (
-            ("skip_last_layer_true", made["vision.ln_post(out)"]),
-            ("skip_last_layer_false", last @ params["proj"]),  # a quirk: projected without the last norm
-        ):
-            result.checks.append(Check("image_clip", stage, worst_error(gave, tensors[f"out.{stage}"]), atol))
+        _compare_clip(result, load(folder, "image_clip"), _heads(said, "image_clip_config", "heads"), atol)
     if (folder / "image_vit.safetensors").is_file():
-        why = (
-            "a timm-like tower that no video task calls: exact GELU, norms of epsilon 1e-6, no norm before "
-            "the blocks, patches with a bias; the zoo's vision module is CLIP's in each of these"
-        )
-        result.unused.append(("image_vit", "the whole case", why))
+        _compare_vit(result, load(folder, "image_vit"), _heads(said, "image_vit_config", "num_heads"), atol)
     if (folder / "aux_tensors.safetensors").is_file():
-        _compare_tables(result, load(folder, "aux_tensors"), atol, resize)
-    if (folder / "aux.json").is_file():
-        result.unused.append(("aux", "aux.json", "texts, frame indices and rates: tests of those parts"))
+        tensors = load(folder, "aux_tensors")
+        _compare_tables(result, tensors, atol, resize)
+        compare_pixels(result, tensors, atol)
+    compare_texts(result, folder, said)
+
+
+def _heads(said: dict[str, Any], tower: str, name: str) -> Settings | None:
+    return Settings(heads=said[tower][name]) if tower in said else None
+
+
+def _compare_clip(result: Result, tensors: Tensors, settings: Settings | None, atol: float) -> None:
+    model, made = _looked(families.clip, tensors, settings)
+    depth = len(model.keys.sources["vision", "blocks.layers.mlp.up.bias"].pieces)
+    last = made[f"vision.block{depth - 1}"].transpose(1, 0, 2)
+    for stage, gave in (
+        ("skip_last_layer_true", made["vision.ln_post(out)"]),
+        ("skip_last_layer_false", last @ tensors["param.proj"]),  # a quirk: projected without the last norm
+    ):
+        result.checks.append(Check("image_clip", stage, worst_error(gave, tensors[f"out.{stage}"]), atol))
+
+
+def _compare_vit(result: Result, tensors: Tensors, settings: Settings | None, atol: float) -> None:
+    _, made = _looked(families.vit, tensors, settings)
+    error = worst_error(made["vision.ln_post(out)"], tensors["out.tokens"])
+    result.checks.append(Check("image_vit", "tokens", error, atol))
+
+
+def _looked(
+    family: families.Family, tensors: Tensors, settings: Settings | None
+) -> tuple[families.Model, stages.Stages]:
+    """A picture tower understood, and what it makes of its recorded picture `in.image`, `B C H W`."""
+    params = {
+        key.removeprefix("param."): tensor for key, tensor in tensors.items() if key.startswith("param.")
+    }
+    model = family({key: tensor.shape for key, tensor in params.items()}, settings)
+    ours = jax.tree.map(jnp.asarray, to_ours(model.keys, params))
+
+    def see(params: Parameters, clips: Array) -> stages.Stages:
+        return stages.see_picture(clips, stages.bound(model.configs, params)["vision"])
+
+    return model, jax.jit(see, compiler_options=QUICK)(ours, clips_of(tensors["in.image"][:, :, None]))
 
 
 def _compare_tables(result: Result, tensors: Tensors, atol: float, resize: Resize) -> None:
@@ -114,6 +128,3 @@ def _compare_tables(result: Result, tensors: Tensors, atol: float, resize: Resiz
         elif match := re.fullmatch(r"inflate\.center_t(\d+)", key):
             gave = inflate(tensors["inflate.in"], int(match[1]))
             result.checks.append(Check("aux_tensors", key, worst_error(gave, tensors[key]), atol))
-    pixels = [key for key in tensors if key.startswith("tf.")]
-    if pixels:
-        result.unused.append(("aux_tensors", f"tf.* ({len(pixels)} tensors)", "pixels: tests of mplug2.data"))

@@ -161,7 +161,8 @@ class _Machine:
         storage = wanted.module in ("torch", "torch.storage") and wanted.name in STORAGES
         if not (scripted or storage or str(wanted) in _CALLS):
             raise CheckpointError(
-                f"its pickle asks for {wanted}: only tensors are rebuilt, nothing else is called"
+                f"its pickle asks for {wanted}: only tensors are rebuilt, nothing else is called. Of a file "
+                f"that you trust, torch can save the state dict alone"
             )
         self.stack.append(wanted)
 

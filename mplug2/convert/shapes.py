@@ -3,6 +3,7 @@
 Nothing is read of a file before its shapes are known to fit.
 """
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from mplug2.roles import Config
 
 Shapes = Mapping[str, tuple[int, ...]]
 CLIP_HEAD = 64  # the width of a head in every CLIP tower
+HEADS_OF_VIT = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+"""By width: tiny, small, base, large and huge of timm, DeiT, DINO and MAE."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,12 @@ class Settings:
     tubelet: int = 1
     frames: int = 16
 
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, least = getattr(self, field.name), 0 if field.name == "fusion_layers" else 1
+            if value < least:
+                raise CheckpointError(f"{field.name} is {value}, expected at least {least}")
+
     @property
     def connected_at(self) -> tuple[int, ...]:
         return tuple(range(self.stride_layer, self.fusion_layers, self.stride_layer))
@@ -42,19 +51,21 @@ RELEASED = {768: Settings(heads=12, fusion_layers=3), 1024: Settings(heads=16, f
 
 def read_settings(path: Path) -> Settings:
     """From a BERT configuration of the official code or of Hugging Face (for CLIP, its "vision_config"), or a
-    JSON object that holds the former under "bert_config" (and perhaps "config", the yaml's fields). Raises
-    CheckpointError."""
+    JSON object that holds the former under "bert_config" (and perhaps "config", the yaml's fields); of a
+    plain ViT, an object with timm's "num_heads". Raises CheckpointError."""
     try:
         given = json.loads(path.read_text())
         most = given.get("bert_config", given.get("vision_config", given))
-        if (epsilon := float(most.get("layer_norm_eps", 1e-12))) not in (1e-12, 1e-5):
+        sees = "vision_config" in given or "patch_size" in most
+        kind, ours = ("CLIP", ("quick_gelu", 1e-5)) if sees else ("BERT", ("gelu", 1e-12))
+        theirs = (most.get("hidden_act", ours[0]), float(most.get("layer_norm_eps", ours[1])))
+        if theirs != ours:
             raise CheckpointError(
-                f"configuration {path}: norms have epsilon {epsilon:g}, ours 1e-12 (CLIP's 1e-5)"
+                f"configuration {path}: activation {theirs[0]}, norms of epsilon {theirs[1]:g}; the zoo's "
+                f"{kind} has {ours[0]} and {ours[1]:g}"
             )
-        if (activation := most.get("hidden_act", "gelu")) not in ("gelu", "quick_gelu"):
-            raise CheckpointError(f"configuration {path}: the activation is {activation}, ours is gelu")
         return Settings(
-            heads=int(most["num_attention_heads"]),
+            heads=int(most["num_heads"] if "num_heads" in most else most["num_attention_heads"]),
             fusion_layers=int(most.get("fusion_layers", 0)),
             stride_layer=int(most.get("stride_layer", 1000)),
             temporal_stride=int(given.get("config", {}).get("temporal_stride", 2)),
@@ -100,6 +111,27 @@ def clip_config(shapes: Shapes, prefix: str, settings: Settings | None, heads: i
         width=width,
         depth=depth,
         heads=heads or max(width // CLIP_HEAD, 1),
+    )
+
+
+def vit_config(shapes: Shapes, heads: int | None) -> Any:
+    """A plain ViT of timm's for square pictures. Its heads are not all of one width: the published sizes' are
+    known."""
+    patches = "patch_embed.proj.weight"
+    openai: dict[str, tuple[int, ...]] = {
+        f"transformer.resblocks.{layer}": () for layer in range(count(shapes, "blocks"))
+    }
+    openai["conv1.weight"] = shape(shapes, patches)
+    openai["positional_embedding"] = shape(shapes, "pos_embed")[1:]
+    width, patch = openai["conv1.weight"][0], openai["conv1.weight"][-1]
+    if not heads and width not in HEADS_OF_VIT:
+        raise CheckpointError(
+            f"a width of {width} is none of the published ViTs' {sorted(HEADS_OF_VIT)}: say in a JSON file "
+            f'how many heads it has, {{"num_heads": ...}} (--config)'
+        )
+    clip = clip_config(openai, "", None, heads=heads or HEADS_OF_VIT[width])
+    return dataclasses.replace(
+        clip, stem=zoo("vision", "BiasedPatches", patch=patch), blocks=zoo("vision", "Plain")
     )
 
 

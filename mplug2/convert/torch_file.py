@@ -1,8 +1,9 @@
 """PyTorch's checkpoint files (.pth, .pt, .tar: the zip format since torch 1.6) without PyTorch.
 
 A zip archive: `<root>/data.pkl` describes the structure (read by `pickles`), `<root>/data/<number>` are the
-storages, stored uncompressed. Nothing in it is believed: entries are compared with the file before any is
-read, and a storage with the tensors that use it. Tensors stay in the file (`tensors`).
+storages, stored uncompressed. TorchScript archives, as OpenAI's CLIP is one, also hold `<root>/code/`, which
+is compressed, and neither unpacked nor run. Nothing in it is believed: entries are compared with the file
+before any is read, and a storage with the tensors that use it. Tensors stay in the file (`tensors`).
 """
 
 import re
@@ -21,6 +22,9 @@ from mplug2.errors import CheckpointError
 LEGACY = bytes.fromhex("80028a0a6cfc9c46f920")  # the first pickle of a file of torch < 1.6: its magic number
 LARGEST_PICKLE = 256 << 20
 MOST_TENSORS = 1_000_000
+LARGEST_REPEATED = 1 << 20
+"""Bytes of a tensor that shows its numbers more than once (`expand`). Without a bound a file of a few bytes
+could fill a disk."""
 WRAPPERS = ("model", "module", "state_dict")
 """Under which of its keys a checkpoint may hold the state dict, in order of preference."""
 
@@ -56,18 +60,21 @@ Entries = dict[str, tuple[int, int]]
 
 
 def _entries(path: Path, file: Any) -> Entries:
-    """Checked: all uncompressed, none named twice, none over another, all within the file."""
+    """Checked: none named twice, none over another, all within the file, none compressed but code, which is
+    left out."""
     size = path.stat().st_size
     entries: Entries = {}
+    places: Entries = {}
     with zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
-            if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+            plain = info.compress_type == zipfile.ZIP_STORED and info.compress_size == info.file_size
+            if not plain and not re.match(r"[^/]+/code/", info.filename):
                 raise CheckpointError(
                     f"its entry {info.filename!r} is compressed ({info.file_size} bytes from "
                     f"{info.compress_size}); "
                     f"torch stores them plainly"
                 )
-            if info.flag_bits & 0x1 or info.filename in entries:
+            if info.flag_bits & 0x1 or info.filename in places:
                 raise CheckpointError(f"its entry {info.filename!r} is encrypted, or there twice")
             if ".." in info.filename.split("/") or info.filename.startswith("/") or "\\" in info.filename:
                 raise CheckpointError(f"its entry {info.filename!r} leads out of the archive")
@@ -76,9 +83,12 @@ def _entries(path: Path, file: Any) -> Entries:
             if len(local) < 30 or local[:4] != b"PK\x03\x04":
                 raise CheckpointError(f"its entry {info.filename!r} does not begin where the directory says")
             names = int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
-            entries[info.filename] = (info.header_offset + 30 + names, info.file_size)
+            start = info.header_offset + 30 + names
+            places[info.filename] = (start, info.compress_size)
+            if plain:
+                entries[info.filename] = (start, info.file_size)
     end = 0
-    for name, (start, length) in sorted(entries.items(), key=lambda entry: entry[1]):
+    for name, (start, length) in sorted(places.items(), key=lambda entry: entry[1]):
         if start < end or start + length > size:
             raise CheckpointError(f"its entry {name!r} lies over another one, or past the file's end")
         end = start + length
@@ -117,7 +127,7 @@ def _state_dict(structure: Any) -> tuple[dict[str, Tensor], str]:
         if len(tensors) > MOST_TENSORS:
             raise CheckpointError(f"it holds more than {MOST_TENSORS} tensors")
     if not tensors:
-        raise CheckpointError("it holds no tensors")
+        raise CheckpointError("it holds no tensors by name, as a state dict does")
     if all(key.startswith("module.") for key in tensors):
         tensors = {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
     if strange := [key for key in tensors if not re.fullmatch(r"[A-Za-z0-9_.\-]+", key)]:
@@ -153,7 +163,8 @@ def _tensor(path: Path, entries: Entries, root: str, key: str, tensor: Tensor) -
         )
     stored = StoredTensor(path, dtype, tensor.shape, start + tensor.offset * dtype.itemsize, tensor.strides)
     reach = 1 + sum((side - 1) * step for side, step in zip(tensor.shape, tensor.strides, strict=True))
-    if stored.size and (tensor.offset + reach > storage.count or stored.size > storage.count):
+    bomb = stored.size > storage.count and stored.nbytes > LARGEST_REPEATED
+    if stored.size and (tensor.offset + reach > storage.count or bomb):
         raise CheckpointError(
             f"{key}: shape {tensor.shape} with strides {tensor.strides} from {tensor.offset} on needs "
             f"more than the "

@@ -22,11 +22,11 @@ from typing import Any
 
 from mplug2.data.pixels import Preprocessing
 from mplug2.errors import CardError, Mplug2Error, nearest
+from mplug2.remote import SCHEMES
 from mplug2.roles import Config
 from mplug2.weights import FLOATS, replacing
 
 ZOO = "mplug2.modules"
-SCHEMES = ("https://", "file://", "hf://", "gs://", "s3://")
 _LARGEST_CARD = 1_000_000  # bytes; a real one has about 2,000
 _LARGEST_NUMBER = 2**31 - 1  # sizes are indices of arrays
 

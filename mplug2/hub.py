@@ -18,10 +18,13 @@ import jax
 import numpy as np
 
 from mplug2 import weights
+from mplug2.cache import Cache
 from mplug2.card import Card, File, Interface, Score, Tokens, Trained, interface, read_card
 from mplug2.data.pixels import Preprocessing
+from mplug2.download import fetch
 from mplug2.errors import CardError, nearest
 from mplug2.loading import Line, Report
+from mplug2.meter import Bar, Meter
 from mplug2.network import Network, Parameters, flat, nested
 from mplug2.recipe import Recipe
 from mplug2.roles import Config, Execution
@@ -112,11 +115,24 @@ def load(card: Card) -> tuple[Config, Parameters]:
     return card.config, _nested(arrays)
 
 
+def located(card: Card, meter: Meter | None = None) -> Path:
+    """The card's weights: the file beside it, or one in the cache, downloaded on first use. Raises CardError
+    where the card gives no address, DownloadError."""
+    if card.weights.is_file():
+        return card.weights
+    if found := Cache.default().find(card.file.sha256, card.file.bytes):
+        return found
+    if not card.file.urls:
+        raise CardError(f"card {card.name}: its weights are not at {card.weights}, and it gives no address")
+    if meter is not None:
+        return fetch(card.file, meter=meter)
+    with Bar() as bar:
+        return fetch(card.file, meter=bar)
+
+
 def _arrays(card: Card) -> dict[str, np.ndarray]:
     """The arrays of a card's file, verified; float32 ones are views of the file, others are widened."""
-    path = card.weights
-    if not path.is_file():
-        raise CardError(f"card {card.name}: its weights are not at {path}")
+    path = located(card)
     if (size := path.stat().st_size) != card.file.bytes:
         raise CardError(f"{path}: has {size} bytes, card {card.name} says {card.file.bytes}")
     arrays = weights.read(path, card.file.sha256)

@@ -15,6 +15,8 @@ COMMANDS = {
     "train": ("train", "train a recipe, or continue its run"),
     "eval": ("evaluate", "score a run, a recipe or the shipped modules, with intervals and blind baselines"),
     "predict": ("predict", "caption, answer or classify an image or a video"),
+    "download": ("download", "fetch the files of cards or of a recipe into the cache"),
+    "cache": ("cache", "list, verify or prune the downloaded files"),
     "publish": ("publish", "write a run's modules as files with cards"),
     "quickstart": ("quickstart", "evaluate the shipped modules, train from scratch, write a report"),
     "recipes": ("recipes", "list the recipes"),

@@ -180,19 +180,24 @@ def interface(module: str, config: Config, dtype: str) -> Interface:
     return Interface(reads=reads, writes=writes, width=width, dtype=dtype, vocabulary=vocabulary)
 
 
-def read_card(path: Path) -> Card:
-    """The card in a JSON file. Raises CardError with the file and the field that is wrong."""
+def read_json(path: Path, what: str) -> Any:
+    """The JSON of a small file, a `what`. Raises CardError that names both."""
     try:
         with path.open("rb") as file:
             text = file.read(_LARGEST_CARD + 1)
     except OSError as error:
-        raise CardError(f"card {path}: cannot be read ({error.strerror})") from None
+        raise CardError(f"{what} {path}: cannot be read ({error.strerror})") from None
     if len(text) > _LARGEST_CARD:
-        raise CardError(f"card {path}: longer than {_LARGEST_CARD} bytes")
+        raise CardError(f"{what} {path}: longer than {_LARGEST_CARD} bytes")
     try:
-        value = json.loads(text.decode(), parse_constant=_no_constant)
+        return json.loads(text.decode(), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise CardError(f"card {path}: not JSON ({error})") from None
+        raise CardError(f"{what} {path}: not JSON ({error})") from None
+
+
+def read_card(path: Path) -> Card:
+    """The card in a JSON file. Raises CardError with the file and the field that is wrong."""
+    value = read_json(path, "card")
     try:
         card = decode(Card, value, "")
     except CardError as error:

@@ -100,7 +100,9 @@ def _cards_at(place: str | Path) -> list[Card]:
 
 
 def _card_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.json") if not path.name.endswith(".schema.json"))
+    """Of a folder; a lock or a schema that lies beside them is no card."""
+    others = (".schema.json", ".lock.json")
+    return sorted(path for path in folder.glob("*.json") if not f".{path.name}".endswith(others))
 
 
 # --- Load
@@ -211,6 +213,19 @@ def _listing(names: list[str], most: int = 12) -> str:
 # --- Compose
 
 
+def on_shelf(recipe: Recipe) -> Recipe:
+    """The recipe with every module loaded: from the card it names, else from the shelf's. Raises
+    CardError."""
+    there = {module: card.name for module, card in cards().items()} if shelf() else {}
+    chosen = {**{module: name for module, name in there.items() if module in recipe.modules}, **recipe.cards}
+    if missing := sorted(set(recipe.modules) - set(chosen)):
+        raise CardError(
+            f"recipe {recipe.name}: no card of {', '.join(missing)} is on the shelf, which holds "
+            f"{shelf()}; train the recipe and use its run directory"
+        )
+    return dataclasses.replace(recipe, modes=dict.fromkeys(recipe.modules, "full"), cards=chosen)
+
+
 def loaded(recipe: Recipe, *, initialise: Rules = NONE, skip: Rules = NONE) -> tuple[Parameters, Report]:
     """What a recipe's modes `full` and `frozen` load, arrays that are to be initialised left out, and the
     account of all.
@@ -233,7 +248,7 @@ def loaded(recipe: Recipe, *, initialise: Rules = NONE, skip: Rules = NONE) -> t
         if mode == "init":
             lines.append(Line.of(module, mode, initialised=expected))
             continue
-        card = _card_of(recipe, module)
+        card = card_of(recipe, module)
         arrays = _arrays(card)
         taken, fresh, skipped = _gate(
             card, expected, arrays, initialise=initialise.get(module, ()), skip=skip.get(module, ())
@@ -255,10 +270,10 @@ def loaded(recipe: Recipe, *, initialise: Rules = NONE, skip: Rules = NONE) -> t
 
 def load_as(recipe: Recipe, module: str) -> Parameters:
     """The parameters of one module that a recipe loads, without exceptions. Raises CardError."""
-    return load(_card_of(recipe, module))[1]
+    return load(card_of(recipe, module))[1]
 
 
-def _card_of(recipe: Recipe, module: str) -> Card:
+def card_of(recipe: Recipe, module: str) -> Card:
     """The card that a recipe loads a module from, its config checked to be the recipe's own."""
     card = find(recipe.cards[module], module)
     if card.module != module:

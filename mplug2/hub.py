@@ -8,7 +8,7 @@ file stores.
 
 import dataclasses
 import fnmatch
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +23,7 @@ from mplug2.card import Card, File, Interface, Score, Tokens, Trained, interface
 from mplug2.data.pixels import Preprocessing
 from mplug2.download import fetch
 from mplug2.errors import CardError, nearest
+from mplug2.fit import check_fit, check_routes, differences
 from mplug2.loading import Line, Report
 from mplug2.meter import Bar, Meter
 from mplug2.network import Network, Parameters, flat, nested
@@ -100,8 +101,8 @@ def _cards_at(place: str | Path) -> list[Card]:
 
 
 def _card_files(folder: Path) -> list[Path]:
-    """Of a folder; a lock or a schema that lies beside them is no card."""
-    others = (".schema.json", ".lock.json")
+    """Of a folder; a lock, a report or a schema that lies beside them is no card."""
+    others = (".schema.json", ".lock.json", ".load_report.json")
     return sorted(path for path in folder.glob("*.json") if not f".{path.name}".endswith(others))
 
 
@@ -306,59 +307,57 @@ def assemble(
 
 def compose(*chosen: Card | str | Path, execution: Execution = Execution()) -> tuple[Network, Parameters]:
     """A network of the given cards (or shelf names, families, paths), loaded. Raises CardError where two do
-    not fit."""
-    by_module = cards(*chosen)
-    check_fit(by_module)
-    modules = {module: card.config for module, card in by_module.items()}
-    return Network(modules, execution), {module: load(card)[1] for module, card in by_module.items()}
+    not fit, before anything is downloaded or compiled."""
+    return join(cards(*chosen), execution=execution)[:2]
 
 
-def check_fit(by_module: Mapping[str, Card]) -> None:
-    """Raises CardError, naming both cards and what they state, unless each fact that cards share is one."""
-    stated: dict[str, tuple[str, Any]] = {}
-    for module, card in by_module.items():
-        for fact, value in _facts(module, card, "connector" in by_module):
-            other, said = stated.setdefault(fact, (card.name, value))
-            if value != said:
-                hint = "; a connector can stand between vision and the others" if fact == "width" else ""
-                raise CardError(
-                    f"cards {other} and {card.name} do not fit: {other} has {fact} {said}, "
-                    f"{card.name} has {fact} {value}{hint}"
-                )
-
-
-def _facts(module: str, card: Card, connected: bool) -> Iterator[tuple[str, Any]]:
-    """What a card states that other cards of its network must state alike."""
-    if connected and module in ("vision", "temporal", "connector"):
-        yield "vision width", getattr(card.config, "inputs", card.interface.width)
-    if not connected or module not in ("vision", "temporal"):
-        yield "width", card.interface.width
-    if module in ("vision", "temporal"):
-        yield "vision depth", getattr(card.config, "depth", None)
-    if card.interface.vocabulary is not None:
-        yield "vocabulary", card.interface.vocabulary
-    if card.tokenizer is not None:
-        yield "tokenizer", card.tokenizer.sha256
-    if card.preprocessing is not None:
-        yield "preprocessing", card.preprocessing
-
-
-def differences(card: Any, recipe: Any, where: str = "") -> list[str]:
-    """The fields in which two configs differ, as `name (card 128, recipe 256)`."""
-    if type(card) is not type(recipe):
-        return [f"{where or 'config'} (card {type(card).__qualname__}, recipe {type(recipe).__qualname__})"]
-    if not dataclasses.is_dataclass(card):
-        return [] if card == recipe else [f"{where} (card {card!r}, recipe {recipe!r})"]
-    return [
-        difference
-        for f in dataclasses.fields(card)
-        for difference in differences(
-            getattr(card, f.name), getattr(recipe, f.name), f"{where}.{f.name}" if where else f.name
+def join(
+    by_module: Mapping[str, Card],
+    fresh: Mapping[str, Config] = NONE,
+    *,
+    seed: int = 0,
+    execution: Execution = Execution(),
+) -> tuple[Network, Parameters, Report]:
+    """A network of cards by module and of `fresh` modules, begun from `seed`, with the account of every
+    array. Raises CardError where two do not fit, before anything is downloaded or compiled."""
+    drafts = {module: draft(f"{module}-new", module, config) for module, config in fresh.items()}
+    check_fit({**by_module, **drafts})
+    configs = {module: card.config for module, card in {**by_module, **drafts}.items()}
+    check_routes(
+        configs, next((card.preprocessing for card in by_module.values() if card.preprocessing), None)
+    )
+    network = Network(configs, execution)
+    params = {module: load(card)[1] for module, card in by_module.items()}
+    if fresh:
+        params |= jax.jit(Network(fresh, execution).init)(seed)
+    lines = [
+        Line.of(module, "init", initialised=flat(params[module]))
+        if module in fresh
+        else Line.of(
+            module,
+            "full",
+            card=by_module[module].name,
+            sha256=by_module[module].file.sha256,
+            loaded=flat(params[module]),
         )
+        for module in configs
     ]
+    return network, {module: params[module] for module in configs}, Report(tuple(lines))
 
 
 # --- Publish
+
+
+def draft(name: str, module: str, config: Config, connects: Interface | None = None) -> Card:
+    """The card of a module whose file is still to be written."""
+    return Card(
+        name=name,
+        module=module,
+        config=config,
+        file=File(path=f"{name}.safetensors", sha256="0" * 64, bytes=1),
+        interface=connects or interface(module, config, "float32"),
+        licence="Apache-2.0",
+    )
 
 
 def publish(
@@ -389,15 +388,10 @@ def publish(
             f"dtype {dtype!r}: weights are published as {sorted(weights.FLOATS)}"
             + nearest(dtype, weights.FLOATS)
         )
-    connects = connects or interface(module, config, dtype)
     arrays = {key: np.asarray(array) for key, array in flat(params).items()}
     path = Path(folder) / f"{name}.safetensors"
-    card = Card(
-        name=name,
-        module=module,
-        config=config,
-        file=File(path=path.name, sha256="0" * 64, bytes=1, urls=urls),
-        interface=connects,
+    card = dataclasses.replace(
+        draft(name, module, config, connects or interface(module, config, dtype)),
         licence=licence,
         source=source,
         paper=paper,

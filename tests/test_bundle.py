@@ -115,17 +115,6 @@ def test_a_bundled_recipe_predicts_and_scores_as_the_shelf_does_without_a_networ
     assert values[0] == values[1]
 
 
-def test_a_bundled_run_is_the_run(tmp_path, capsys):
-    run, out = tmp_path / "run", tmp_path / "bundle"
-    assert main(["train", "image_caption.tiny", "steps=1", "--run-dir", str(run)]) == 0
-    assert main(["bundle", str(run), "--out", str(out)]) == 0
-    from mplug2.tools.predict import open_predictor
-
-    one, other = open_predictor([str(run)]), open_predictor([str(out)])
-    identical(one.params, other.params)
-    assert one.network.configs == other.network.configs and one.preprocessing == other.preprocessing
-
-
 def test_a_recipe_that_changed_since_it_was_bundled_is_refused(made):
     opened = bundle.load(made[0])
     changed = overrides.apply(recipes.find("image_caption.tiny"), ["modules.universal.latents=3"])

@@ -12,7 +12,6 @@ from mplug2 import hub, readme, upload
 from mplug2.card import Score, Trained
 from mplug2.errors import CardError, DownloadError
 from mplug2.modules import vision
-from mplug2.tools.main import main
 
 
 @pytest.fixture
@@ -57,15 +56,15 @@ def test_a_stranger_cannot_break_out_of_the_table(card, tmp_path):
 
 
 class Api:
+    """The part of huggingface_hub.HfApi that publishing uses."""
+
     calls: list = []
 
     def create_repo(self, name, exist_ok):
-        self.calls.append(("repo", name))
+        self.calls.append(("repository", name))
 
     def upload_folder(self, repo_id, folder_path, path_in_repo, revision, commit_message):
-        names = sorted(path.name for path in Path(folder_path).iterdir())
-        card = (Path(folder_path) / next(name for name in names if name.endswith(".json"))).read_text()
-        self.calls.append((repo_id, revision, names, card))
+        self.calls.append((repo_id, Path(folder_path), path_in_repo, revision))
         return type("Commit", (), {"commit_url": "https://hub/commit"})()
 
 
@@ -78,21 +77,9 @@ def api(monkeypatch):
     return Api
 
 
-def test_a_runs_module_is_published_to_a_folder_and_to_the_hub(api, tmp_path, capsys):
-    run = tmp_path / "run"
-    assert main(["train", "image_caption.tiny", "steps=1", "--run-dir", str(run)]) == 0
-    command = ["publish", str(run), "--module", "universal"]
-    assert main([*command, "--to", str(tmp_path / "out")]) == 0
-    there = {path.name for path in (tmp_path / "out").iterdir()}
-    assert there == {"README.md", "universal-tiny.json", "universal-tiny.safetensors"}
-    capsys.readouterr()
-    assert main([*command, "--to", "hf://me/mine@v1"]) == 0
-    assert capsys.readouterr().out.endswith("https://hub/commit\n")
-    repo, (name, revision, names, card) = api.calls
-    assert repo == ("repo", "me/mine") and (name, revision) == ("me/mine", "v1")
-    assert set(names) == there and "hf://me/mine@v1/universal-tiny.safetensors" in card
-    assert main([*command, "--to", "hf://mine"]) == 2
-    assert "hf://owner/name" in capsys.readouterr().err
+def test_a_folder_becomes_one_commit(api, tmp_path):
+    assert upload.upload(tmp_path, "hf://me/mine@v1") == "https://hub/commit"
+    assert api.calls == [("repository", "me/mine"), ("me/mine", tmp_path, None, "v1")]
 
 
 def test_without_a_token_or_a_network_the_hub_is_refused_in_a_sentence(api, tmp_path, monkeypatch):

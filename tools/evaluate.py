@@ -56,8 +56,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def opened(source: str, changes: list[str]) -> tuple[Recipe, Network, Parameters, Tokenizer]:
     """What is evaluated: a run directory's newest weights, a bundle by its own recipe, a recipe with the
-    cards it names and the shelf's, or one card (a directory of cards, a family of the shelf) measured by the pretrain recipe, as far as its
-    modules go.
+    cards it names and the shelf's, or one card (a directory of cards, a family of the shelf) measured by the
+    pretrain recipe, as far as its modules go.
 
     Raises Mplug2Error that names the nearest recipe or card.
     """

@@ -18,7 +18,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from mplug2.data.pixels import Preprocessing
 from mplug2.errors import CardError, Mplug2Error, nearest
@@ -29,6 +29,7 @@ from mplug2.weights import FLOATS, replacing
 ZOO = "mplug2.modules"
 _LARGEST_CARD = 1_000_000  # bytes; a real one has about 2,000
 _LARGEST_NUMBER = 2**31 - 1  # sizes are indices of arrays
+_LARGEST_FILE = 2**53  # bytes; every JSON reader knows whole numbers up to here
 
 # module -> (streams it reads, streams it writes), as in mplug2.routes; other modules say their own
 STREAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -54,7 +55,7 @@ class File:
 
     path: str
     sha256: str
-    bytes: int
+    bytes: Annotated[int, _LARGEST_FILE]
     urls: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -226,6 +227,10 @@ def decode(hint: Any, value: Any, where: str) -> Any:
     """JSON -> a value of the type `hint`. Raises CardError that names the field `where`, both sides and the
     nearest name."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:  # a whole number and its bound
+        right = type(value) is int and abs(value) <= arguments[1]
+        _expect(right, where, value, f"a whole number of at most {arguments[1]}")
+        return value
     if origin in (typing.Union, types.UnionType):
         return _decode_choice(arguments, value, where)
     if origin is tuple:
@@ -316,7 +321,7 @@ def _decode_zoo(expected: tuple[Any, ...], value: Any, where: str) -> Any:
 
 
 def _decode_fields(kind: Any, value: dict[str, Any], where: str) -> Any:
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init and f.name != "folder"}
     for name in value:
         if name not in fields:

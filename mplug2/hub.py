@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mplug2 import weights
+from mplug2 import placing, weights
 from mplug2.cache import Cache
 from mplug2.card import Card, File, Interface, Score, Tokens, Trained, interface, read_card
 from mplug2.data.pixels import Preprocessing
@@ -115,7 +115,18 @@ def load(card: Card) -> tuple[Config, Parameters]:
     expected = _shapes({card.module: card.config}, f"card {card.name}")[card.module]
     arrays = _arrays(card)
     _gate(card, expected, arrays, initialise=(), skip=())
-    return card.config, _nested(arrays)
+    return card.config, _widened(arrays)
+
+
+def load_onto(card: Card, mesh: jax.sharding.Mesh, *, verify: bool = True) -> Parameters:
+    """A module's parameters on the devices of a mesh, by the table in mplug2.sharding, without a copy on the
+    host. `verify=False` trusts that the file was verified when it was downloaded, so that each process of
+    many reads its own slices only. Raises CardError, DownloadError."""
+    expected = _shapes({card.module: card.config}, f"card {card.name}")[card.module]
+    arrays = _arrays(card, verify=verify)
+    _gate(card, expected, arrays, initialise=(), skip=())
+    axes = flat(Network({card.module: card.config}).axes[card.module])
+    return _nested(placing.place(arrays, placing.on_mesh(mesh, axes, expected)))
 
 
 def located(card: Card, meter: Meter | None = None) -> Path:
@@ -133,12 +144,12 @@ def located(card: Card, meter: Meter | None = None) -> Path:
         return fetch(card.file, meter=bar)
 
 
-def _arrays(card: Card) -> dict[str, np.ndarray]:
-    """The arrays of a card's file, verified; float32 ones are views of the file, others are widened."""
+def _arrays(card: Card, verify: bool = True) -> dict[str, np.ndarray]:
+    """The arrays of a card's file as it stores them, verified: views of the file."""
     path = located(card)
     if (size := path.stat().st_size) != card.file.bytes:
         raise CardError(f"{path}: has {size} bytes, card {card.name} says {card.file.bytes}")
-    arrays = weights.read(path, card.file.sha256)
+    arrays = weights.read(path, card.file.sha256 if verify else None)
     if strange := sorted(
         name for name, array in arrays.items() if array.dtype not in weights.FLOATS.values()
     ):
@@ -146,7 +157,12 @@ def _arrays(card: Card) -> dict[str, np.ndarray]:
             f"{path}: {strange} are {arrays[strange[0]].dtype}, "
             f"parameters are one of {sorted(weights.FLOATS)}"
         )
-    return {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}
+    return arrays
+
+
+def _widened(arrays: Mapping[str, np.ndarray]) -> Parameters:
+    """float32 arrays are views of their file still, others are copies."""
+    return _nested({name: array.astype(np.float32, copy=False) for name, array in arrays.items()})
 
 
 def _shapes(modules: Mapping[str, Config], who: str) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
@@ -254,7 +270,7 @@ def loaded(recipe: Recipe, *, initialise: Rules = NONE, skip: Rules = NONE) -> t
         taken, fresh, skipped = _gate(
             card, expected, arrays, initialise=initialise.get(module, ()), skip=skip.get(module, ())
         )
-        params[module] = _nested({key: arrays[key] for key in taken})
+        params[module] = _widened({key: arrays[key] for key in taken})
         lines.append(
             Line.of(
                 module,

@@ -26,17 +26,6 @@ WORDS = (
     *('""', "null", "true", "[]", "{}", "[[[[[[]]]]]]"),
     *('"\\u0000"', '"../../x"', '"os:system"', '"\\ud800"'),
 )
-    '""',
-    "null",
-    "true",
-    "[]",
-    "{}",
-    '"\\u0000"',
-    '"../../x"',
-    '"os:system"',
-    '"\\ud800"',
-    "[[[[[[]]]]]]",
-)
 
 
 def mutated(content: bytes, draw: random.Random, upto: int | None = None) -> bytes:

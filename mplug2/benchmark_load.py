@@ -71,14 +71,14 @@ def measure_load(folder: Path, size: int, repeats: int) -> LoadReport:
     shapes = {
         name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=here) for name, array in arrays.items()
     }
-    ocp.save(folder / "orbax", {name: jnp.asarray(array) for name, array in arrays.items()})
+    ocp.save(str(folder / "orbax"), {name: jnp.asarray(array) for name, array in arrays.items()})
     total = float(_total({name: jnp.asarray(array) for name, array in arrays.items()}))
     del arrays
     ways: dict[str, Callable[[], Arrays]] = {
         "mplug2, mapped": lambda: _mapped(path, None),
         "mplug2, mapped and verified by sha256": lambda: _mapped(path, sha256),
         "safetensors.numpy.load_file": lambda: jax.device_put(load_file(path)),
-        "Orbax": lambda: ocp.load(folder / "orbax", shapes),
+        "Orbax": lambda: ocp.load(str(folder / "orbax"), shapes),
     }
     times: dict[str, list[tuple[float, float, int]]] = {name: [] for name in ways}
     disk, cached = [], []

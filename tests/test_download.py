@@ -133,6 +133,17 @@ def test_a_part_that_does_not_continue_the_first_is_not_glued_to_it(trick, cache
         assert fetch(Wanted((server.url("f"),)), cache, patience=QUICK).read_bytes() == CONTENT
 
 
+def test_a_part_of_a_file_with_another_tag_is_refused_before_a_byte_of_it_is_read(cache):
+    def other(self, request, content, tag, start, path):  # a server that heeds Range and not If-Range
+        self._send(request, content, '"two"' if start else tag, start)
+
+    with Server(CONTENT, planned("drop", "other", "good")) as server:
+        server._other = other.__get__(server)  # pyright: ignore[reportAttributeAccessIssue]
+        fetch(Wanted((server.url("f"),)), cache, patience=QUICK)
+    first, asked, again = (start for *_, start in server.log)
+    assert first == again == 0 < asked
+
+
 def test_a_glued_file_that_is_wrong_is_fetched_once_more_in_one_piece(cache):
     assert [start for *_, start in got(cache, "drop", "wrong_tail", "good")][-1] == 0
 

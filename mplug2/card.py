@@ -18,17 +18,18 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from mplug2.data.pixels import Preprocessing
 from mplug2.errors import CardError, Mplug2Error, nearest
+from mplug2.remote import SCHEMES
 from mplug2.roles import Config
 from mplug2.weights import FLOATS, replacing
 
 ZOO = "mplug2.modules"
-SCHEMES = ("https://", "file://", "hf://", "gs://", "s3://")
 _LARGEST_CARD = 1_000_000  # bytes; a real one has about 2,000
 _LARGEST_NUMBER = 2**31 - 1  # sizes are indices of arrays
+_LARGEST_FILE = 2**53  # bytes; every JSON reader knows whole numbers up to here
 
 # module -> (streams it reads, streams it writes), as in mplug2.routes; other modules say their own
 STREAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -54,7 +55,7 @@ class File:
 
     path: str
     sha256: str
-    bytes: int
+    bytes: Annotated[int, _LARGEST_FILE]
     urls: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -180,19 +181,24 @@ def interface(module: str, config: Config, dtype: str) -> Interface:
     return Interface(reads=reads, writes=writes, width=width, dtype=dtype, vocabulary=vocabulary)
 
 
-def read_card(path: Path) -> Card:
-    """The card in a JSON file. Raises CardError with the file and the field that is wrong."""
+def read_json(path: Path, what: str) -> Any:
+    """The JSON of a small file, a `what`. Raises CardError that names both."""
     try:
         with path.open("rb") as file:
             text = file.read(_LARGEST_CARD + 1)
     except OSError as error:
-        raise CardError(f"card {path}: cannot be read ({error.strerror})") from None
+        raise CardError(f"{what} {path}: cannot be read ({error.strerror})") from None
     if len(text) > _LARGEST_CARD:
-        raise CardError(f"card {path}: longer than {_LARGEST_CARD} bytes")
+        raise CardError(f"{what} {path}: longer than {_LARGEST_CARD} bytes")
     try:
-        value = json.loads(text.decode(), parse_constant=_no_constant)
+        return json.loads(text.decode(), parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise CardError(f"card {path}: not JSON ({error})") from None
+        raise CardError(f"{what} {path}: not JSON ({error})") from None
+
+
+def read_card(path: Path) -> Card:
+    """The card in a JSON file. Raises CardError with the file and the field that is wrong."""
+    value = read_json(path, "card")
     try:
         card = decode(Card, value, "")
     except CardError as error:
@@ -221,6 +227,10 @@ def decode(hint: Any, value: Any, where: str) -> Any:
     """JSON -> a value of the type `hint`. Raises CardError that names the field `where`, both sides and the
     nearest name."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:  # a whole number and its bound
+        right = type(value) is int and abs(value) <= arguments[1]
+        _expect(right, where, value, f"a whole number of at most {arguments[1]}")
+        return value
     if origin in (typing.Union, types.UnionType):
         return _decode_choice(arguments, value, where)
     if origin is tuple:
@@ -311,7 +321,7 @@ def _decode_zoo(expected: tuple[Any, ...], value: Any, where: str) -> Any:
 
 
 def _decode_fields(kind: Any, value: dict[str, Any], where: str) -> Any:
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init and f.name != "folder"}
     for name in value:
         if name not in fields:

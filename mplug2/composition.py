@@ -56,7 +56,7 @@ def check(recipe: Recipe, tokenizer: Tokenizer) -> None:
         except Mplug2Error as error:
             raise RecipeError(f"recipe {recipe.name}, objective {name}: {error}") from None
         except (TypeError, ValueError, IndexError, RuntimeError) as error:  # einops raises the last
-            reason = _misfit(calls, recipe.modules, error)
+            reason = misfit(calls, recipe.modules, error)
             raise RecipeError(f"recipe {recipe.name}, objective {name}: {reason}") from error
         if getattr(loss, "shape", None) != ():
             raise RecipeError(f"recipe {recipe.name}, objective {name}: expected a scalar loss, got {loss}")
@@ -133,7 +133,7 @@ class _Watched:
         return result
 
 
-def _misfit(calls: list[Call], configs: Mapping[str, Any], error: Exception) -> str:
+def misfit(calls: list[Call], configs: Mapping[str, Any], error: Exception) -> str:
     """Why the last call failed: who gave it what it cannot read."""
     route = " → ".join(call.where for call in calls)
     failed = next((call for call in reversed(calls) if call.gave is None), None)

@@ -24,6 +24,10 @@ class CardError(Mplug2Error):
     """A module card, or the files it names, that cannot be trusted or does not fit."""
 
 
+class DownloadError(Mplug2Error):
+    """A file that cannot be had from any of its addresses, or a cache that cannot be used."""
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """` (did you mean "x"?)` with the closest of `names`, or an empty string when none is close."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)

@@ -8,7 +8,7 @@ file stores.
 
 import dataclasses
 import fnmatch
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
@@ -17,11 +17,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from mplug2 import weights
+from mplug2 import placing, weights
+from mplug2.cache import Cache
 from mplug2.card import Card, File, Interface, Score, Tokens, Trained, interface, read_card
 from mplug2.data.pixels import Preprocessing
+from mplug2.download import fetch
 from mplug2.errors import CardError, nearest
+from mplug2.fit import check_fit, check_routes, differences
 from mplug2.loading import Line, Report
+from mplug2.meter import Bar, Meter
 from mplug2.network import Network, Parameters, flat, nested
 from mplug2.recipe import Recipe
 from mplug2.roles import Config, Execution
@@ -97,7 +101,9 @@ def _cards_at(place: str | Path) -> list[Card]:
 
 
 def _card_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.json") if not path.name.endswith(".schema.json"))
+    """Of a folder; a lock, a report or a schema that lies beside them is no card."""
+    others = (".schema.json", ".lock.json", ".load_report.json")
+    return sorted(path for path in folder.glob("*.json") if not f".{path.name}".endswith(others))
 
 
 # --- Load
@@ -109,17 +115,41 @@ def load(card: Card) -> tuple[Config, Parameters]:
     expected = _shapes({card.module: card.config}, f"card {card.name}")[card.module]
     arrays = _arrays(card)
     _gate(card, expected, arrays, initialise=(), skip=())
-    return card.config, _nested(arrays)
+    return card.config, _widened(arrays)
 
 
-def _arrays(card: Card) -> dict[str, np.ndarray]:
-    """The arrays of a card's file, verified; float32 ones are views of the file, others are widened."""
-    path = card.weights
-    if not path.is_file():
-        raise CardError(f"card {card.name}: its weights are not at {path}")
+def load_onto(card: Card, mesh: jax.sharding.Mesh, *, verify: bool = True) -> Parameters:
+    """A module's parameters on the devices of a mesh, by the table in mplug2.sharding, without a copy on the
+    host. `verify=False` trusts that the file was verified when it was downloaded, so that each process of
+    many reads its own slices only. Raises CardError, DownloadError."""
+    expected = _shapes({card.module: card.config}, f"card {card.name}")[card.module]
+    arrays = _arrays(card, verify=verify)
+    _gate(card, expected, arrays, initialise=(), skip=())
+    axes = flat(Network({card.module: card.config}).axes[card.module])
+    return _nested(placing.place(arrays, placing.on_mesh(mesh, axes, expected)))
+
+
+def located(card: Card, meter: Meter | None = None) -> Path:
+    """The card's weights: the file beside it, or one in the cache, downloaded on first use. Raises CardError
+    where the card gives no address, DownloadError."""
+    if card.weights.is_file():
+        return card.weights
+    if found := Cache.default().find(card.file.sha256, card.file.bytes):
+        return found
+    if not card.file.urls:
+        raise CardError(f"card {card.name}: its weights are not at {card.weights}, and it gives no address")
+    if meter is not None:
+        return fetch(card.file, meter=meter)
+    with Bar() as bar:
+        return fetch(card.file, meter=bar)
+
+
+def _arrays(card: Card, verify: bool = True) -> dict[str, np.ndarray]:
+    """The arrays of a card's file as it stores them, verified: views of the file."""
+    path = located(card)
     if (size := path.stat().st_size) != card.file.bytes:
         raise CardError(f"{path}: has {size} bytes, card {card.name} says {card.file.bytes}")
-    arrays = weights.read(path, card.file.sha256)
+    arrays = weights.read(path, card.file.sha256 if verify else None)
     if strange := sorted(
         name for name, array in arrays.items() if array.dtype not in weights.FLOATS.values()
     ):
@@ -127,7 +157,12 @@ def _arrays(card: Card) -> dict[str, np.ndarray]:
             f"{path}: {strange} are {arrays[strange[0]].dtype}, "
             f"parameters are one of {sorted(weights.FLOATS)}"
         )
-    return {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}
+    return arrays
+
+
+def _widened(arrays: Mapping[str, np.ndarray]) -> Parameters:
+    """float32 arrays are views of their file still, others are copies."""
+    return _nested({name: array.astype(np.float32, copy=False) for name, array in arrays.items()})
 
 
 def _shapes(modules: Mapping[str, Config], who: str) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
@@ -195,6 +230,19 @@ def _listing(names: list[str], most: int = 12) -> str:
 # --- Compose
 
 
+def on_shelf(recipe: Recipe) -> Recipe:
+    """The recipe with every module loaded: from the card it names, else from the shelf's. Raises
+    CardError."""
+    there = {module: card.name for module, card in cards().items()} if shelf() else {}
+    chosen = {**{module: name for module, name in there.items() if module in recipe.modules}, **recipe.cards}
+    if missing := sorted(set(recipe.modules) - set(chosen)):
+        raise CardError(
+            f"recipe {recipe.name}: no card of {', '.join(missing)} is on the shelf, which holds "
+            f"{shelf()}; train the recipe and use its run directory"
+        )
+    return dataclasses.replace(recipe, modes=dict.fromkeys(recipe.modules, "full"), cards=chosen)
+
+
 def loaded(recipe: Recipe, *, initialise: Rules = NONE, skip: Rules = NONE) -> tuple[Parameters, Report]:
     """What a recipe's modes `full` and `frozen` load, arrays that are to be initialised left out, and the
     account of all.
@@ -217,12 +265,12 @@ def loaded(recipe: Recipe, *, initialise: Rules = NONE, skip: Rules = NONE) -> t
         if mode == "init":
             lines.append(Line.of(module, mode, initialised=expected))
             continue
-        card = _card_of(recipe, module)
+        card = card_of(recipe, module)
         arrays = _arrays(card)
         taken, fresh, skipped = _gate(
             card, expected, arrays, initialise=initialise.get(module, ()), skip=skip.get(module, ())
         )
-        params[module] = _nested({key: arrays[key] for key in taken})
+        params[module] = _widened({key: arrays[key] for key in taken})
         lines.append(
             Line.of(
                 module,
@@ -239,10 +287,10 @@ def loaded(recipe: Recipe, *, initialise: Rules = NONE, skip: Rules = NONE) -> t
 
 def load_as(recipe: Recipe, module: str) -> Parameters:
     """The parameters of one module that a recipe loads, without exceptions. Raises CardError."""
-    return load(_card_of(recipe, module))[1]
+    return load(card_of(recipe, module))[1]
 
 
-def _card_of(recipe: Recipe, module: str) -> Card:
+def card_of(recipe: Recipe, module: str) -> Card:
     """The card that a recipe loads a module from, its config checked to be the recipe's own."""
     card = find(recipe.cards[module], module)
     if card.module != module:
@@ -275,59 +323,57 @@ def assemble(
 
 def compose(*chosen: Card | str | Path, execution: Execution = Execution()) -> tuple[Network, Parameters]:
     """A network of the given cards (or shelf names, families, paths), loaded. Raises CardError where two do
-    not fit."""
-    by_module = cards(*chosen)
-    check_fit(by_module)
-    modules = {module: card.config for module, card in by_module.items()}
-    return Network(modules, execution), {module: load(card)[1] for module, card in by_module.items()}
+    not fit, before anything is downloaded or compiled."""
+    return join(cards(*chosen), execution=execution)[:2]
 
 
-def check_fit(by_module: Mapping[str, Card]) -> None:
-    """Raises CardError, naming both cards and what they state, unless each fact that cards share is one."""
-    stated: dict[str, tuple[str, Any]] = {}
-    for module, card in by_module.items():
-        for fact, value in _facts(module, card, "connector" in by_module):
-            other, said = stated.setdefault(fact, (card.name, value))
-            if value != said:
-                hint = "; a connector can stand between vision and the others" if fact == "width" else ""
-                raise CardError(
-                    f"cards {other} and {card.name} do not fit: {other} has {fact} {said}, "
-                    f"{card.name} has {fact} {value}{hint}"
-                )
-
-
-def _facts(module: str, card: Card, connected: bool) -> Iterator[tuple[str, Any]]:
-    """What a card states that other cards of its network must state alike."""
-    if connected and module in ("vision", "temporal", "connector"):
-        yield "vision width", getattr(card.config, "inputs", card.interface.width)
-    if not connected or module not in ("vision", "temporal"):
-        yield "width", card.interface.width
-    if module in ("vision", "temporal"):
-        yield "vision depth", getattr(card.config, "depth", None)
-    if card.interface.vocabulary is not None:
-        yield "vocabulary", card.interface.vocabulary
-    if card.tokenizer is not None:
-        yield "tokenizer", card.tokenizer.sha256
-    if card.preprocessing is not None:
-        yield "preprocessing", card.preprocessing
-
-
-def differences(card: Any, recipe: Any, where: str = "") -> list[str]:
-    """The fields in which two configs differ, as `name (card 128, recipe 256)`."""
-    if type(card) is not type(recipe):
-        return [f"{where or 'config'} (card {type(card).__qualname__}, recipe {type(recipe).__qualname__})"]
-    if not dataclasses.is_dataclass(card):
-        return [] if card == recipe else [f"{where} (card {card!r}, recipe {recipe!r})"]
-    return [
-        difference
-        for f in dataclasses.fields(card)
-        for difference in differences(
-            getattr(card, f.name), getattr(recipe, f.name), f"{where}.{f.name}" if where else f.name
+def join(
+    by_module: Mapping[str, Card],
+    fresh: Mapping[str, Config] = NONE,
+    *,
+    seed: int = 0,
+    execution: Execution = Execution(),
+) -> tuple[Network, Parameters, Report]:
+    """A network of cards by module and of `fresh` modules, begun from `seed`, with the account of every
+    array. Raises CardError where two do not fit, before anything is downloaded or compiled."""
+    drafts = {module: draft(f"{module}-new", module, config) for module, config in fresh.items()}
+    check_fit({**by_module, **drafts})
+    configs = {module: card.config for module, card in {**by_module, **drafts}.items()}
+    check_routes(
+        configs, next((card.preprocessing for card in by_module.values() if card.preprocessing), None)
+    )
+    network = Network(configs, execution)
+    params = {module: load(card)[1] for module, card in by_module.items()}
+    if fresh:
+        params |= jax.jit(Network(fresh, execution).init)(seed)
+    lines = [
+        Line.of(module, "init", initialised=flat(params[module]))
+        if module in fresh
+        else Line.of(
+            module,
+            "full",
+            card=by_module[module].name,
+            sha256=by_module[module].file.sha256,
+            loaded=flat(params[module]),
         )
+        for module in configs
     ]
+    return network, {module: params[module] for module in configs}, Report(tuple(lines))
 
 
 # --- Publish
+
+
+def draft(name: str, module: str, config: Config, connects: Interface | None = None) -> Card:
+    """The card of a module whose file is still to be written."""
+    return Card(
+        name=name,
+        module=module,
+        config=config,
+        file=File(path=f"{name}.safetensors", sha256="0" * 64, bytes=1),
+        interface=connects or interface(module, config, "float32"),
+        licence="Apache-2.0",
+    )
 
 
 def publish(
@@ -358,15 +404,10 @@ def publish(
             f"dtype {dtype!r}: weights are published as {sorted(weights.FLOATS)}"
             + nearest(dtype, weights.FLOATS)
         )
-    connects = connects or interface(module, config, dtype)
     arrays = {key: np.asarray(array) for key, array in flat(params).items()}
     path = Path(folder) / f"{name}.safetensors"
-    card = Card(
-        name=name,
-        module=module,
-        config=config,
-        file=File(path=path.name, sha256="0" * 64, bytes=1, urls=urls),
-        interface=connects,
+    card = dataclasses.replace(
+        draft(name, module, config, connects or interface(module, config, dtype)),
         licence=licence,
         source=source,
         paper=paper,

@@ -1,6 +1,7 @@
 """The run directory: what was asked for, on what, and how it went.
 
     run.json           recipe, overrides, fingerprint, settings; a session for every time it was started
+    lock.json          the files and configs that the network was composed of
     load_report.json   the account of every array that the run began with
     metrics.jsonl      one object a line of the log; also tensorboard/
     checkpoints/       see mplug2.checkpoint

@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from mplug2 import hub
+from mplug2 import hub, lock
 from mplug2.checkpoint import AVERAGE, Checkpoints, fingerprint
 from mplug2.data.stream import stream
 from mplug2.data.tokens import SentencePiece
@@ -70,6 +70,7 @@ def train(
     """
     run = open_run(run_dir, recipe, source, overrides)
     if composed is None:
+        lock.keep(run.path, lock.of(recipe, run.recipe, run.overrides))
         network, params, report = hub.assemble(recipe)
         write_json(run.path / "load_report.json", dataclasses.asdict(report))
     else:

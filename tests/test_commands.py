@@ -11,9 +11,11 @@ from PIL import Image
 from mplug2 import composition, hub, overrides, recipes
 from mplug2.data.handwriting import Handwriting
 from mplug2.data.tokens import SentencePiece
+from mplug2.network import flat
 from mplug2.recipes import pretrain
 from mplug2.tools import quickstart
 from mplug2.tools.main import main
+from mplug2.tools.predict import open_predictor
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,6 +52,36 @@ def test_what_was_trained_is_published_and_scored_alike(run, tmp_path):
         assert main(command) == 0
         values.append(json.loads(out.read_text())["tasks"]["image_caption/bleu4"]["value"])
     assert values[0] == values[1]
+
+
+def test_a_module_of_what_was_trained_is_published_to_a_folder_and_to_the_hub(
+    run, tmp_path, capsys, monkeypatch
+):
+    uploaded = []
+
+    def upload(folder: Path, address: str) -> str:
+        uploaded.append((address, {path.name for path in folder.iterdir()}, hub.find(folder).file.urls))
+        return "the commit"
+
+    monkeypatch.setattr("mplug2.tools.publish.upload", upload)
+    command = ["publish", str(run), "--module", "universal"]
+    assert main([*command, "--to", str(tmp_path / "out")]) == 0
+    there = {path.name for path in (tmp_path / "out").iterdir()}
+    assert there == {"README.md", "universal-tiny.json", "universal-tiny.safetensors"}
+    assert main([*command, "--to", "hf://me/mine@v1"]) == 0
+    assert capsys.readouterr().out.endswith("the commit\n")
+    assert uploaded == [("hf://me/mine@v1", there, ("hf://me/mine@v1/universal-tiny.safetensors",))]
+    assert main([*command, "--to", "hf://mine"]) == 2
+    assert "hf://owner/name" in capsys.readouterr().err
+
+
+def test_a_bundle_of_what_was_trained_is_the_run(run, tmp_path):
+    assert main(["bundle", str(run), "--out", str(tmp_path / "run.tar")]) == 0
+    one, other = open_predictor([str(run)]), open_predictor([str(tmp_path / "run.tar")])
+    assert one.network.configs == other.network.configs and one.preprocessing == other.preprocessing
+    before, after = flat(one.params), flat(other.params)
+    assert set(before) == set(after)
+    assert [name for name in before if before[name].tobytes() != after[name].tobytes()] == []
 
 
 def test_quickstart_scores_trains_and_writes_its_page(monkeypatch, tmp_path):

@@ -1,5 +1,6 @@
 """`mplug2 bench step [field=value ...]`: how fast this machine takes a train step, and what it could do at
-best. `mplug2 bench generate`: the same of captions by beam search, at the official base size.
+best. `mplug2 bench generate`: the same of captions by beam search, at the official base size. `mplug2 bench
+load`: opening a published module, beside other ways and the disk.
 
 Without `--recipe` the work is the one that the official PyTorch code was timed on: video captioning at base
 size (one clip of 4 frames, 224 px, patches of 16, 20 words, dropout, AdamW without clipping, 256.9 M
@@ -63,7 +64,17 @@ def main(argv: list[str] | None = None) -> int:
     generate.add_argument("--size", choices=("tiny", "small", "base", "large"), default="base")
     generate.add_argument("--steps", type=int, default=5, metavar="N", help="timed captions (default: 5)")
     generate.set_defaults(measure=measure_generate)
-    for subject in (step, generate):
+    load = subjects.add_parser(
+        "load",
+        help="opening a published module: time, memory, beside the disk's speed",
+        description="Open a module from a file that is in the page cache, and beside it by "
+        "safetensors.numpy.load_file and Orbax, in turns, with the disk's own speed. The file is made in a "
+        "temporary folder and removed.",
+    )
+    load.add_argument("--megabytes", type=int, default=1000, metavar="N", help="default: 1000")
+    load.add_argument("--steps", type=int, default=7, metavar="N", help="timed openings (default: 7)")
+    load.set_defaults(measure=measure_load)
+    for subject in (step, generate, load):
         subject.add_argument(
             "--threads", type=int, metavar="N", help="run on N CPUs (default: all that the process may use)"
         )
@@ -285,3 +296,41 @@ def show_generated(asked: argparse.Namespace, reports: "list[GenerateReport]", s
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(table)
     console.print(f"resident memory at most {max(report.resident for report in reports) / 1e9:.2f} GB")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# bench load
+
+
+def measure_load(asked: argparse.Namespace) -> int:
+    import tempfile
+    from pathlib import Path
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from mplug2 import benchmark_load
+
+    with tempfile.TemporaryDirectory(prefix="mplug2-") as folder:
+        report = benchmark_load.measure_load(Path(folder), asked.megabytes * 1_000_000, asked.steps)
+    if asked.json:
+        print(json.dumps(benchmark_load.as_json(report)))
+        return 0
+    table = Table(title=f"bench load: {report.bytes / 1e6:.0f} MB, page cache warm", title_justify="left")
+    for column in ("way", "on the device", "and read once", "GB/s", "own memory"):
+        table.add_column(column, justify="left" if column == "way" else "right")
+    for way in report.ways:
+        cells = []
+        for kind in ("opened", "used"):
+            low, high = way.spread(kind)
+            cells.append(f"{way.median(kind):.3f} s ({low:.3f} to {high:.3f})")
+        speed = f"{report.bytes / way.median('used') / 1e9:.2f}"
+        table.add_row(way.name, *cells, speed, f"{way.memory / 1e6:.0f} MB")
+    reads = {"read() from the page cache": report.cached, "read() past it: the disk": report.disk}
+    for name, seconds in reads.items():
+        if seconds:
+            middle = float(np.median(seconds))
+            said = f"{middle:.3f} s ({min(seconds):.3f} to {max(seconds):.3f})"
+            table.add_row(name, "", said, f"{report.bytes / middle / 1e9:.2f}", "")
+    Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
+    return 0

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mplug2 import hub, overrides, recipes
+from mplug2 import bundle, hub, overrides, recipes
 from mplug2.data.pixels import Preprocessing
 from mplug2.data.tokens import SentencePiece, Tokenizer
-from mplug2.errors import CardError, RecipeError, nearest
+from mplug2.errors import RecipeError, nearest
 from mplug2.network import Network, Parameters, parts_of
 from mplug2.predict import preprocessing_of, tokenizer_of
 from mplug2.recipe import Recipe
@@ -55,9 +55,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def opened(source: str, changes: list[str]) -> tuple[Recipe, Network, Parameters, Tokenizer]:
-    """What is evaluated: a run directory's newest weights, a recipe with the cards it names and the shelf's,
-    or one card (a directory of cards, a family of the shelf) measured by the pretrain recipe, as far as its
-    modules go.
+    """What is evaluated: a run directory's newest weights, a bundle by its own recipe, a recipe with the
+    cards it names and the shelf's, or one card (a directory of cards, a family of the shelf) measured by the
+    pretrain recipe, as far as its modules go.
 
     Raises Mplug2Error that names the nearest recipe or card.
     """
@@ -67,6 +67,8 @@ def opened(source: str, changes: list[str]) -> tuple[Recipe, Network, Parameters
         recipe = overrides.apply(recipes.find(run.recipe), (*run.overrides, *changes))
         _, network, params = restore(run, recipe)
         return recipe, network, params, _tokenizer(recipe)
+    if bundle.is_bundle(path):
+        return _of_bundle(bundle.load(path), changes)
     families = {name.rpartition("-")[2] for name in hub.shelf()}
     if source in {*hub.shelf(), *families} or path.suffix == ".json" or path.is_dir():
         return _of_cards(source, changes)
@@ -80,15 +82,14 @@ def opened(source: str, changes: list[str]) -> tuple[Recipe, Network, Parameters
     return _of_shelf(recipe)
 
 
+def _of_bundle(opened: bundle.Bundle, changes: list[str]) -> tuple[Recipe, Network, Parameters, Tokenizer]:
+    recipe = overrides.apply(recipes.find(opened.lock.recipe), (*opened.lock.overrides, *changes))
+    bundle.check_recipe(opened, recipe)
+    return recipe, opened.network, opened.params, opened.tokenizer
+
+
 def _of_shelf(recipe: Recipe) -> tuple[Recipe, Network, Parameters, Tokenizer]:
-    shelf = {module: card.name for module, card in hub.cards().items()} if hub.shelf() else {}
-    cards = {**{module: name for module, name in shelf.items() if module in recipe.modules}, **recipe.cards}
-    if missing := sorted(set(recipe.modules) - set(cards)):
-        raise CardError(
-            f"recipe {recipe.name}: no card of {', '.join(missing)} is on the shelf, which holds "
-            f"{hub.shelf()}; train the recipe and evaluate its run directory"
-        )
-    recipe = replace(recipe, modes=dict.fromkeys(recipe.modules, "full"), cards=cards)
+    recipe = hub.on_shelf(recipe)
     params, _ = hub.loaded(recipe)
     return recipe, Network(recipe.modules, recipe.execution), params, _tokenizer(recipe)
 

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from mplug2 import overrides, recipes
+from mplug2 import bundle, overrides, recipes
 from mplug2.data.tokens import SentencePiece
 from mplug2.errors import DataError
 from mplug2.predict import Predictor
@@ -39,13 +39,16 @@ def main(argv: list[str]) -> None:
 
 
 def open_predictor(source: list[str]) -> Predictor:
-    """Of a run directory, or of cards: shelf names, families, files, directories; nothing is the shelf's
-    default."""
+    """Of a run directory, of a bundle, or of cards: shelf names, families, files, directories; nothing is the
+    shelf's default."""
     if len(source) == 1 and (Path(source[0]) / "run.json").is_file():
         run = read_run(source[0])
         recipe = overrides.apply(recipes.find(run.recipe), run.overrides)
         _, network, params = restore(run, recipe)
         return Predictor(network, params, SentencePiece(f"{recipe.tokenizer}.model"), recipe.preprocessing)
+    if len(source) == 1 and bundle.is_bundle(Path(source[0])):
+        opened = bundle.load(Path(source[0]))
+        return Predictor(opened.network, opened.params, opened.tokenizer, opened.lock.preprocessing)
     return Predictor.of(*source)
 
 
@@ -66,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "source",
         nargs="*",
-        help="a run directory, or cards: shelf names, files, directories (default: the shelf)",
+        help="a run directory, a bundle, or cards: shelf names, files, directories (default: the shelf)",
     )
     seen = parser.add_mutually_exclusive_group(required=True)
     seen.add_argument("--image", metavar="FILE", help="a picture in any format that Pillow reads")

@@ -1,17 +1,22 @@
-"""`mplug2 publish`: write the modules of a run as safetensors files, each with a card."""
+"""`mplug2 publish`: write the modules of a run as safetensors files, each with a card, and a page for
+people."""
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from mplug2 import hub, overrides, recipes
-from mplug2.card import Score, Tokens, Trained
-from mplug2.data.tokens import SentencePiece
+from mplug2 import hub, overrides, readme, recipes
+from mplug2.card import Score, Trained
 from mplug2.errors import CardError, nearest
+from mplug2.lock import tokens_of
+from mplug2.network import Network, Parameters
 from mplug2.recipe import Recipe
+from mplug2.remote import split_hub
 from mplug2.run import Run, read_run
 from mplug2.trained import restore
+from mplug2.upload import upload
 from mplug2.weights import FLOATS
 
 
@@ -27,15 +32,37 @@ def main(argv: list[str]) -> None:
                 f"{run.path} has no module {module!r}; it has {list(network.configs)}"
                 + nearest(module, network.configs)
             )
-    model = f"{recipe.tokenizer}.model"
-    tokenizer = SentencePiece(model)
+    if not arguments.to.startswith("hf://"):
+        publish(Path(arguments.to), arguments, run, recipe, step, network, params, chosen)
+        return
+    address = arguments.to.rstrip("/")
+    split_hub(address)  # refused before the work
+    with tempfile.TemporaryDirectory(prefix="mplug2-") as folder:
+        publish(Path(folder), arguments, run, recipe, step, network, params, chosen, address)
+        print(upload(Path(folder), address))
+
+
+def publish(
+    folder: Path,
+    arguments: argparse.Namespace,
+    run: Run,
+    recipe: Recipe,
+    step: int,
+    network: Network,
+    params: Parameters,
+    chosen: list[str],
+    address: str = "",
+) -> None:
+    """Writes the chosen modules; `address` is where the folder will be found, if it is elsewhere."""
+    tokens = tokens_of(recipe)
     scores = read_scores(arguments.scores) if arguments.scores else {}
-    total = 0
+    cards = []
     for module in chosen:
         config = network.configs[module]
+        name = f"{module}-{arguments.family or recipe.name.rpartition('.')[2]}"
         card = hub.publish(
-            arguments.to,
-            f"{module}-{arguments.family or recipe.name.rpartition('.')[2]}",
+            folder,
+            name,
             module,
             config,
             params[module],
@@ -43,16 +70,17 @@ def main(argv: list[str]) -> None:
             licence=arguments.licence,
             source=arguments.source,
             paper="arXiv:2302.00402",
-            trained=_trained(run, recipe, step),
+            trained=trained(run, recipe, step),
             scores=scores,
+            urls=(f"{address}/{name}.safetensors",) if address else (),
             preprocessing=recipe.preprocessing if module in ("vision", "temporal") else None,
-            tokenizer=Tokens(file=model, sha256=tokenizer.sha256, ids=tokenizer.table())
-            if hasattr(config, "vocabulary")
-            else None,
+            tokenizer=tokens if hasattr(config, "vocabulary") else None,
         )
-        total += card.file.bytes
+        cards.append(card)
         print(f"{card.weights}  {card.file.bytes / 1e6:.2f} MB  sha256 {card.file.sha256[:12]}")
-    print(f"{len(chosen)} modules, {total / 1e6:.2f} MB, {arguments.dtype}, from step {step} of {run.path}")
+    readme.write(folder, hub.cards(folder).values(), address)
+    total = sum(card.file.bytes for card in cards) / 1e6
+    print(f"{len(cards)} modules, {total:.2f} MB, {arguments.dtype}, from step {step} of {run.path}")
 
 
 def read_scores(path: str) -> dict[str, Score]:
@@ -69,7 +97,7 @@ def read_scores(path: str) -> dict[str, Score]:
         raise CardError(f'{path}: not the results of "mplug2 eval --out"') from None
 
 
-def _trained(run: Run, recipe: Recipe, step: int) -> Trained:
+def trained(run: Run, recipe: Recipe, step: int) -> Trained:
     machine: dict[str, Any] = dict(run.sessions[-1].get("machine", {})) if run.sessions else {}
     data = sorted({str(objective.data) for objective in recipe.objectives.values()})
     return Trained(
@@ -90,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="mplug2 publish", description=__doc__.partition(": ")[2] if __doc__ else ""
     )
     parser.add_argument("run", help="a run directory")
-    parser.add_argument("--to", metavar="DIR", required=True, help="where files and cards go")
+    parser.add_argument("--to", metavar="DIR|hf://OWNER/NAME", required=True, help="where files and cards go")
     parser.add_argument(
         "--module", metavar="NAME", action="append", help="publish only this one (may be repeated)"
     )

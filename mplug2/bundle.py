@@ -1,0 +1,124 @@
+"""Bundles: a network to carry to a machine without a network: every module's card and weights, the tokenizer
+and the lock, in one folder or one tar. What it computes there is what it computes here, bit for bit.
+
+A bundle is a directory of cards with a lock beside them, so whatever reads cards reads it too. Trained
+modules are written as float32, which is what they were trained as; others are their card's own file.
+"""
+
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mplug2 import archive, hub, lock
+from mplug2.card import Card, Trained
+from mplug2.data.tokens import SentencePiece, Tokenizer, shipped_or_read
+from mplug2.errors import CardError
+from mplug2.lock import Lock, Part
+from mplug2.network import Network, Parameters
+from mplug2.recipe import Recipe
+from mplug2.weights import replacing
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What was opened."""
+
+    lock: Lock
+    network: Network
+    params: Parameters
+    tokenizer: Tokenizer
+
+
+def write(
+    folder: Path,
+    locked: Lock,
+    recipe: Recipe,
+    trained: Parameters,
+    *,
+    facts: Trained | None = None,
+) -> None:
+    """Into `folder`, which must be empty or absent: `trained` modules from their parameters, the others of
+    `recipe` from the cards it loads. `locked` is the recipe's lock, `facts` how the trained ones came about.
+    Raises CardError."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CardError(f"{folder} is there already: give another place for the bundle")
+    parts: dict[str, Part] = {}
+    for module, config in recipe.modules.items():
+        if module in trained:
+            name = f"{module}-{recipe.name.replace('.', '-').replace(' ', '-')}"
+            states = module in ("vision", "temporal")
+            card = hub.publish(
+                folder,
+                name,
+                module,
+                config,
+                trained[module],
+                trained=facts,
+                preprocessing=recipe.preprocessing if states else None,
+                tokenizer=locked.tokenizer if hasattr(config, "vocabulary") else None,
+            )
+        else:
+            card = _copied(hub.card_of(recipe, module), folder)
+        parts[module] = Part(config=config, mode="full", source=card.name, card=card.name, file=card.file)
+    content = shipped_or_read(f"{recipe.tokenizer}.model", "tokenizer")
+    with replacing(folder / locked.tokenizer.file) as file:
+        file.write(content)
+    dataclasses.replace(locked, modules=parts).write(folder / lock.FILE)
+
+
+def _copied(card: Card, folder: Path) -> Card:
+    """The card and its weights, in `folder`."""
+    copy = dataclasses.replace(card, folder=folder)
+    with hub.located(card).open("rb") as weights, replacing(copy.weights) as file:
+        shutil.copyfileobj(weights, file, 1 << 20)
+    copy.write()
+    return copy
+
+
+def is_bundle(path: Path) -> bool:
+    """Is this a bundle's folder or tar? A run's folder is not one."""
+    if path.suffix == ".tar":
+        return path.is_file()
+    return (path / lock.FILE).is_file() and not (path / "run.json").exists()
+
+
+def load(path: Path) -> Bundle:
+    """The network of a bundle, verified. A tar is unpacked for as long as it takes to map its files. Raises
+    CardError."""
+    if path.suffix != ".tar":
+        return _load(path)
+    with tempfile.TemporaryDirectory(prefix="mplug2-") as folder:
+        archive.unpack(path, Path(folder))
+        return _load(Path(folder))
+
+
+def _load(folder: Path) -> Bundle:
+    locked = lock.read(folder / lock.FILE)
+    tokens = locked.tokenizer
+    tokenizer = SentencePiece(str(folder / tokens.file))
+    if tokenizer.sha256 != tokens.sha256:
+        raise CardError(
+            f"{folder / tokens.file}: sha256 is {tokenizer.sha256}, the bundle's lock says {tokens.sha256}"
+        )
+    network, params = lock.compose(locked)
+    return Bundle(locked, network, params, tokenizer)
+
+
+def check_recipe(bundle: Bundle, recipe: Recipe) -> None:
+    """Raises CardError, with both sides, unless a recipe found by the bundle's lock has the bundle's
+    modules."""
+    theirs: Mapping[str, object] = recipe.modules
+    if theirs != bundle.network.configs:
+        differing = [
+            difference
+            for module in {**bundle.network.configs, **theirs}
+            for difference in hub.differences(
+                bundle.network.configs.get(module), theirs.get(module), f"modules.{module}"
+            )
+        ]
+        raise CardError(
+            f"recipe {bundle.lock.recipe} is not the one that was bundled: {', '.join(differing[:8])}"
+        )

@@ -1,0 +1,102 @@
+"""The page that a person reads first: a README.md for a folder of cards, made of what the cards state."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mplug2 import files
+from mplug2.card import Card
+from mplug2.errors import CardError
+
+_ROUTE = """
+ text ── text ──┐               ┌── contrastive, classifiers
+                ├── universal ──┤
+ image ┐        │               ├── fusion ── matching, unmasker
+ video ┴ vision ┘               │      │
+         └ temporal (videos)    └── decoder ── captions, answers, continuations
+""".strip("\n")
+
+
+def write(folder: Path, cards: Iterable[Card], where: str = "") -> Path:
+    """Writes `folder`/README.md; `where` is the folder's public address, if it has one. Raises CardError."""
+    path = folder / "README.md"
+    try:
+        files.write_text(path, text(list(cards), where or folder.name))
+    except OSError as error:
+        raise CardError(f"{path}: cannot be written ({error.strerror})") from None
+    return path
+
+
+def text(cards: list[Card], where: str) -> str:
+    """Markdown, with the header that model hubs read."""
+    licences = sorted({card.licence for card in cards})
+    head = [
+        "---",
+        "library_name: mplug2",
+        f"license: {licences[0].lower() if len(licences) == 1 else 'other'}",
+    ]
+    head += ["tags: [jax, multimodal, mplug-2]", "---", ""]
+    names = ", ".join(f"`{card.module}`" for card in cards)
+    said = "Modules" if len(cards) > 1 else "A module"
+    lines = [f"# {where}", "", f"{said} of the [mplug2](https://arxiv.org/abs/2302.00402) zoo: {names}.", ""]
+    for card in cards:
+        lines += _section(card)
+    lines += ["## The route", "", "Where modules stand in a network:", "", "```", _ROUTE, "```", ""]
+    lines += ["## Use", "", "```python", *_use(cards, where), "```", ""]
+    return "\n".join([*head, *lines])
+
+
+def _section(card: Card) -> list[str]:
+    seen, wide = card.interface, f"width {card.interface.width}, stored as {card.interface.dtype}"
+    rows = {
+        "module": f"`{card.module}`: {', '.join(seen.reads)} → {', '.join(seen.writes)}; {wide}",
+        "config": f"`{_config(card.config)}`",
+        "file": f"`{card.file.path}`, {card.file.bytes / 1e6:.2f} MB, sha256 `{card.file.sha256}`",
+        "licence": card.licence,
+        "source": card.source,
+        "paper": card.paper,
+    }
+    if (how := card.trained) is not None:
+        rows["trained"] = f"recipe `{how.recipe}`, {how.steps} steps, seed {how.seed}, commit {how.commit}"
+        rows["data"] = how.data
+        rows["machine"] = how.machine
+    if card.preprocessing is not None:
+        rows["preprocessing"] = f"`{_config(card.preprocessing)}`"
+    if card.tokenizer is not None:
+        rows["tokenizer"] = f"`{card.tokenizer.file}`, sha256 `{card.tokenizer.sha256}`"
+    lines = [f"## {card.name}", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {_cell(value)} |" for name, value in rows.items() if value]
+    if card.scores:
+        lines += ["", "| evaluation | metric | score | 95% interval | n |", "|---|---|---|---|---|"]
+    for name, score in card.scores.items():
+        between = f"{score.low:.4g} to {score.high:.4g}"
+        lines.append(f"| {_cell(name)} | {_cell(score.metric)} | {score.value:.4g} | {between} | {score.n} |")
+    return [*lines, ""]
+
+
+def _use(cards: list[Card], where: str) -> list[str]:
+    mine = [f'"{where}/{card.name}.json"' for card in cards]
+    own = {card.module for card in cards}
+    others = [f'"{module}-small"' for module in ("vision", "universal", "decoder") if module not in own]
+    return [
+        "from mplug2 import hub",
+        f"cards = [{', '.join(mine)}]  # in a local copy of this folder",
+        "config, params = hub.load(hub.find(cards[0]))  # verified by sha256",
+        f"network, params = hub.compose(*cards{''.join(f', {one}' for one in others)})",
+        "# modules that do not fit together are refused with both sides",
+    ]
+
+
+def _config(config: Any) -> str:
+    fields = [f"{f.name}={_value(getattr(config, f.name))}" for f in dataclasses.fields(config)]
+    return f"{type(config).__module__.rpartition('.')[2]}.{type(config).__qualname__}({', '.join(fields)})"
+
+
+def _value(value: Any) -> str:
+    return _config(value) if dataclasses.is_dataclass(value) else repr(value)
+
+
+def _cell(value: str) -> str:
+    """Text that stays in its cell, whatever a card says."""
+    return " ".join(value.split()).replace("|", "\\|")

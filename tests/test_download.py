@@ -1,0 +1,410 @@
+"""Downloads from a server that misbehaves: the file is right or the refusal is clear, and the cache never
+holds a wrong file."""
+
+import dataclasses
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import fsspec
+import huggingface_hub
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from misbehaving import TRICKS, Server  # pyright: ignore[reportMissingImports]
+
+from mplug2 import remote
+from mplug2.cache import Cache
+from mplug2.download import fetch
+from mplug2.errors import DownloadError
+from mplug2.meter import Meter
+from mplug2.remote import Patience
+
+CONTENT = random.Random(0).randbytes(20_000)
+HOSTS = frozenset({"127.0.0.1", "localhost"})
+QUICK = Patience(attempts=4, stall=0.1, backoff=0.001, longest_wait=0.05, plain_hosts=HOSTS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    urls: tuple[str, ...]
+    path: str = "vision.safetensors"
+    sha256: str = hashlib.sha256(CONTENT).hexdigest()
+    bytes: int = len(CONTENT)
+
+
+class Heard(Meter):
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+        self.places: list[int] = []
+
+    def at(self, done: int) -> None:
+        self.places.append(done)
+
+    def say(self, sentence: str) -> None:
+        self.sentences.append(sentence)
+
+
+@pytest.fixture
+def cache(tmp_path) -> Cache:
+    return Cache(tmp_path / "cache")
+
+
+@pytest.fixture(autouse=True)
+def online(monkeypatch):
+    monkeypatch.delenv("MPLUG2_OFFLINE", raising=False)
+
+
+def right(cache: Cache) -> bool:
+    """Is every file of the cache what its name says?"""
+    return all(hashlib.sha256(e.path.read_bytes()).hexdigest() == e.sha256 for e in cache.entries())
+
+
+def planned(*tricks: str):
+    """These, one after the other; then the last for ever."""
+    left = list(tricks)
+    return lambda path: left.pop(0) if len(left) > 1 else left[0]
+
+
+def got(cache: Cache, *tricks: str, patience: Patience = QUICK) -> list[tuple[str, str, int]]:
+    """Fetches from one address that does `tricks`, checks the file, and returns the server's log."""
+    with Server(CONTENT, planned(*tricks)) as server:
+        path = fetch(Wanted((server.url("f"),)), cache, patience=patience)
+    assert path.read_bytes() == CONTENT and path == cache.path(Wanted(()).sha256)
+    return server.log
+
+
+# --- one trick at a time
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+def test_every_trick_ends_with_the_right_file_or_a_clear_refusal(trick, cache):
+    with Server(CONTENT, planned("drop", trick, trick, "good")) as server:
+        url = server.url("f")
+        try:
+            assert fetch(Wanted((url,)), cache, patience=QUICK).read_bytes() == CONTENT
+        except DownloadError as error:
+            assert f"vision.safetensors (sha256 {Wanted(()).sha256}" in str(error) and url in str(error)
+            assert not cache.entries()
+    assert right(cache)
+
+
+@pytest.mark.parametrize(
+    ("tricks", "said"),
+    [
+        (["missing"], "answers 404 Not Found"),
+        (["busy"], r"answers 429 .*\(4 times in a row\)"),
+        (["wrong_bytes"], "sent a file of sha256"),
+        (["longer"], "has 20004 bytes, expected 20000"),
+        (["shorter"], "has 19999 bytes, expected 20000"),
+        (["endless"], "sent a file of sha256"),
+        (["stall"], r"the connection broke \(timed out\)"),
+        (["to_file"], "redirects to 'file:///etc/hostname'; addresses of files begin with https://"),
+        (["in_circles"], "more than 5 redirects"),
+        (["garbage"], "not an answer of HTTP"),
+        (["coded"], "another coding, gzip"),
+        (["drop_at_once"], "the connection broke"),
+        (["unasked_range"], 'answers 206 with "bytes 0-10000/20000" to a request for bytes from 0 on'),
+    ],
+)
+def test_a_refusal_says_what_the_server_did(tricks, said, cache):
+    with Server(CONTENT, planned(*tricks)) as server, pytest.raises(DownloadError, match=said):
+        fetch(Wanted((server.url("f"),)), cache, patience=QUICK)
+    assert not cache.entries()
+
+
+def test_what_came_before_a_connection_broke_is_not_asked_for_again(cache):
+    log = got(cache, "drop", "drop", "drop", "good")
+    starts = [start for _, _, start in log]
+    assert starts[0] == 0 and sorted(starts) == starts and starts[-1] > 0
+
+
+@pytest.mark.parametrize("trick", ["wrong_range", "changed"])
+def test_a_part_that_does_not_continue_the_first_is_not_glued_to_it(trick, cache):
+    with Server(CONTENT, planned("drop", trick, "good", "good")) as server:
+        server.changed.discard("f")
+        if trick == "changed":  # away and back again: the first part was of the right file
+            server.plan = lambda path: (server.changed.clear(), "good")[1] if len(server.log) > 1 else "drop"
+        assert fetch(Wanted((server.url("f"),)), cache, patience=QUICK).read_bytes() == CONTENT
+
+
+def test_a_part_of_a_file_with_another_tag_is_refused_before_a_byte_of_it_is_read(cache):
+    def other(self, request, content, tag, start, path):  # a server that heeds Range and not If-Range
+        self._send(request, content, '"two"' if start else tag, start)
+
+    with Server(CONTENT, planned("drop", "other", "good")) as server:
+        server._other = other.__get__(server)  # pyright: ignore[reportAttributeAccessIssue]
+        fetch(Wanted((server.url("f"),)), cache, patience=QUICK)
+    first, asked, again = (start for *_, start in server.log)
+    assert first == again == 0 < asked
+
+
+def test_a_glued_file_that_is_wrong_is_fetched_once_more_in_one_piece(cache):
+    assert [start for *_, start in got(cache, "drop", "wrong_tail", "good")][-1] == 0
+
+
+def test_without_a_validator_a_broken_download_begins_again(cache):
+    for trick in ("no_tag", "weak_tag"):
+        log = got(Cache(cache.folder / trick), trick, "good")
+        assert all(start == 0 for *_, start in log)
+
+
+def test_a_server_is_given_the_time_it_asks_for_but_not_more(cache, monkeypatch):
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(
+        Server, "_busy", lambda self, request, *_: self._status(request, 429, Retry_After="7")
+    )
+    patience = dataclasses.replace(QUICK, longest_wait=10)
+    got(cache, "busy", "busy", "good", patience=patience)
+    assert slept[:2] == [7, 7]
+    with Server(CONTENT, planned("busy")) as server, pytest.raises(DownloadError, match="asks to wait 7 s"):
+        other = Cache(cache.folder / "other")
+        fetch(Wanted((server.url("f"),)), other, patience=dataclasses.replace(QUICK, longest_wait=5))
+
+
+def test_waits_grow_and_stay_bounded(cache, monkeypatch):
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    patience = dataclasses.replace(QUICK, attempts=8, backoff=1, longest_wait=10)
+    with Server(CONTENT, planned("failing")) as server, pytest.raises(DownloadError):
+        fetch(Wanted((server.url("f"),)), cache, patience=patience)
+    assert len(slept) == 7
+    assert all(0.5 * full <= wait <= full for wait, full in zip(slept, [1, 2, 4, 8, 10, 10, 10], strict=True))
+
+
+def test_a_trickle_of_bytes_is_too_slow(cache, monkeypatch):
+    def trickle(self, request, content, tag, start, path):
+        self._send(request, content, tag, start, cut=0)
+        for at in range(start, len(content)):
+            request.wfile.write(content[at : at + 1])
+            time.sleep(0.01)
+
+    monkeypatch.setattr(Server, "_good", trickle)
+    patience = dataclasses.replace(QUICK, slowest=10_000)
+    with Server(CONTENT, planned("good")) as server, pytest.raises(DownloadError, match="too slow: "):
+        fetch(Wanted((server.url("f"),)), cache, patience=patience)
+
+
+def test_the_next_address_is_tried_and_the_failure_told(cache):
+    heard = Heard()
+    with Server(CONTENT, lambda path: {"a": "missing", "b": "wrong_bytes"}.get(path, "good")) as server:
+        urls = tuple(map(server.url, "abc"))
+        assert fetch(Wanted(urls), cache, patience=QUICK, meter=heard).read_bytes() == CONTENT
+    assert [path for path, *_ in server.log] == ["a", "b", "c"]
+    assert "404" in heard.sentences[0] and heard.places[-1] == len(CONTENT)
+
+
+def test_no_more_than_the_stated_bytes_are_read(cache, monkeypatch):
+    read: list[int] = []
+    real = remote._watched
+    monkeypatch.setattr(
+        remote,
+        "_watched",
+        lambda reader, patience: real(lambda n: (piece := reader(n), read.append(len(piece)))[0], patience),
+    )
+    with Server(CONTENT, planned("endless")) as server, pytest.raises(DownloadError):
+        fetch(Wanted((server.url("f"),)), cache, patience=QUICK)
+    assert sum(read) == len(CONTENT)
+
+
+# --- addresses
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://example.org/f", "is a http address"),
+        ("ftp://example.org/f", "is a ftp address"),
+        ("https:///f", "addresses of files begin with"),
+        ("file://elsewhere/f", "three slashes"),
+        ("file:///nowhere/at/all", "there is no such file"),
+        ("file:///dev/zero", "there is no such file"),
+        ("hf://only-one-name/f", "hf://owner/name@revision/path"),
+        ("hf://a/b@main/../../c", "hf://owner/name@revision/path"),
+        ("gs://bucket/f", "gs:// needs the package gcsfs"),
+    ],
+)
+def test_an_address_that_will_not_do_is_refused(url, said, cache):
+    with pytest.raises(DownloadError, match=said):
+        fetch(Wanted((url,)), cache, patience=QUICK)
+
+
+def test_plain_http_is_spoken_to_no_host_by_default(cache):
+    with Server(CONTENT, planned("good")) as server, pytest.raises(DownloadError, match="is a http address"):
+        fetch(Wanted((server.url("f"),)), cache)
+    assert not server.log
+
+
+def test_a_file_of_this_machine_is_copied(cache, tmp_path):
+    (tmp_path / "the file").write_bytes(CONTENT)
+    url = (tmp_path / "the file").as_uri()
+    assert "%20" in url
+    assert fetch(Wanted((url,)), cache).read_bytes() == CONTENT
+
+
+def test_an_address_on_the_hub_is_resolved_and_its_token_stays_with_its_host(cache, monkeypatch):
+    tokens = []
+    with Server(CONTENT, lambda path: (tokens.append(1), "to_other_host")[1]) as server:
+        monkeypatch.setattr(
+            huggingface_hub,
+            "hf_hub_url",
+            lambda name, path, revision: server.url(f"{name}/{revision}/{path}"),
+        )
+        monkeypatch.setattr(huggingface_hub, "get_token", lambda: "secret")
+        seen = []
+        real = Server.answer
+        monkeypatch.setattr(
+            Server, "answer", lambda s, r: (seen.append(r.headers.get("Authorization")), real(s, r))[1]
+        )
+        assert fetch(Wanted(("hf://owner/name@v1/a/b.safetensors",)), cache, patience=QUICK).is_file()
+    assert server.log[0][0] == "owner/name/v1/a/b.safetensors"
+    assert seen == ["Bearer secret", None]
+
+
+def test_an_object_store_is_read_and_resumed(cache, monkeypatch):
+    class Store(MemoryFileSystem):
+        protocol = "s3"
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return super()._strip_protocol(path.replace("s3://", "memory://"))
+
+    fsspec.register_implementation("s3", Store, clobber=True)
+    with fsspec.open("memory://bucket/f", "wb") as file:
+        file.write(CONTENT)  # pyright: ignore[reportAttributeAccessIssue]
+    wanted = Wanted(("s3://bucket/f",))
+    validator = str(Store().ukey("/bucket/f"))
+    partial = cache.partial(wanted.sha256)
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(CONTENT[:5000])
+    cache.note(wanted.sha256, {"url": wanted.urls[0], "validator": validator})
+    heard = Heard()
+    assert fetch(wanted, cache, meter=heard).read_bytes() == CONTENT
+    assert heard.places[0] == 5000 and 0 not in heard.places
+
+
+# --- offline, and the disk
+
+
+def test_offline_says_what_is_missing_and_where_it_belongs(cache, monkeypatch):
+    monkeypatch.setenv("MPLUG2_OFFLINE", "1")
+    wanted = Wanted(("https://example.org/f",))
+    with pytest.raises(DownloadError) as refused:
+        fetch(wanted, cache)
+    said = str(refused.value)
+    assert (
+        "MPLUG2_OFFLINE is set" in said and wanted.sha256 in said and str(cache.path(wanted.sha256)) in said
+    )
+    path = cache.path(wanted.sha256)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(CONTENT)
+    assert fetch(wanted, cache) == path
+
+
+def test_a_file_without_an_address_is_refused(cache):
+    with pytest.raises(DownloadError, match="its card gives no address"):
+        fetch(Wanted(()), cache)
+
+
+def test_a_full_disk_is_our_error(cache, monkeypatch):
+    usage = type("Usage", (), {"free": 100})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(DownloadError, match="has 0 MB left"):
+        fetch(Wanted(("https://example.org/f",)), cache)
+
+
+def test_a_cache_that_cannot_be_written_is_our_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DownloadError, match="cannot be written .*MPLUG2_CACHE names another"):
+        fetch(Wanted(("https://example.org/f",)), Cache(tmp_path / "file"))
+
+
+# --- two hundred runs
+
+
+def test_two_hundred_runs_end_with_the_right_file_or_a_clear_refusal(tmp_path):
+    ends: Counter[str] = Counter()
+    with Server(CONTENT, lambda path: "good", stall=0.15) as server:
+        for seed in range(200):
+            draw = random.Random(seed)
+            liked = [draw.choice(TRICKS) for _ in range(3)]
+            server.plan = lambda path, draw=draw, liked=liked: draw.choice([*liked, "good", "drop"])
+            server.random.seed(1000 + seed)
+            server.changed.clear()
+            cache = Cache(tmp_path / str(seed))
+            urls = tuple(server.url(f"{seed}/{mirror}") for mirror in range(draw.randint(1, 3)))
+            try:
+                assert fetch(Wanted(urls), cache, patience=QUICK).read_bytes() == CONTENT
+                ends["right"] += 1
+            except DownloadError as error:
+                assert all(url in str(error) for url in urls) and "\n" not in str(error)
+                assert not cache.entries()
+                ends["refused"] += 1
+            assert right(cache)
+    assert ends.total() == 200 and ends["right"] > 100 and ends["refused"] > 10
+    assert {trick for _, trick, _ in server.log} == set(TRICKS)
+
+
+# --- several processes
+
+CHILD = """
+import sys
+from test_download import *
+path = fetch(Wanted((sys.argv[1],)), Cache(Path(sys.argv[2])), patience=dataclasses.replace(QUICK, stall=20))
+print(hashlib.sha256(path.read_bytes()).hexdigest())
+"""
+
+
+def child(server: Server, cache: Cache) -> subprocess.Popen:
+    environ = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, server.url("f"), str(cache.folder)],
+        env=environ,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def slowly(self: Server, request, content, tag, start, path) -> None:
+    """Half of what is asked for, and the rest after a while."""
+    self._send(request, content, tag, start, cut=0)
+    middle = (start + len(content)) // 2
+    request.wfile.write(content[start:middle])
+    time.sleep(1)
+    request.wfile.write(content[middle:])
+
+
+def test_four_processes_that_want_one_file_download_it_once(cache, monkeypatch):
+    monkeypatch.setattr(Server, "_good", slowly)
+    with Server(CONTENT, planned("good")) as server:
+        children = [child(server, cache) for _ in range(4)]
+        said = [one.communicate(timeout=60)[0].strip() for one in children]
+    assert said == [Wanted(()).sha256] * 4
+    assert len(server.log) == 1
+
+
+def test_a_killed_download_is_completed_by_the_next(cache, monkeypatch):
+    monkeypatch.setattr(Server, "_good", slowly)
+    partial = cache.partial(Wanted(()).sha256)
+    with Server(CONTENT, planned("good")) as server:
+        for _ in range(2):  # the second takes up what the first has left, and is killed as well
+            before = partial.stat().st_size if partial.exists() else 0
+            with child(server, cache) as victim:
+                deadline = time.monotonic() + 60
+                while not (partial.exists() and partial.stat().st_size > before):
+                    assert time.monotonic() < deadline and victim.poll() is None
+                    time.sleep(0.01)
+                victim.send_signal(signal.SIGKILL)
+            assert not cache.entries()
+        left = partial.stat().st_size
+        assert 0 < left < len(CONTENT)
+        monkeypatch.undo()
+        assert fetch(Wanted((server.url("f"),)), cache, patience=QUICK).read_bytes() == CONTENT
+    assert server.log[-1][2] == left  # by range, not from the beginning
+    assert not partial.exists()

@@ -1,0 +1,102 @@
+"""Loading onto devices: the values are the file's, the host holds no copy, and each device is given its own
+slice."""
+
+import dataclasses
+import tracemalloc
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mplug2 import benchmark_load, hub, weights
+from mplug2.modules import decoder
+from mplug2.network import Network, flat
+from mplug2.placing import place
+from mplug2.sharding import Mesh
+
+
+def here():
+    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+class Watched:
+    """A matrix that notes which slices of it are read."""
+
+    def __init__(self, array: np.ndarray):
+        self.array, self.shape, self.read = array, array.shape, []
+
+    def __getitem__(self, index):
+        self.read.append(self.array[index].size)
+        return self.array[index]
+
+
+@pytest.mark.parametrize("dtype", list(weights.FLOATS))
+def test_placed_arrays_are_the_files_as_float32(dtype, tmp_path):
+    drawn = np.random.default_rng(0).random((3, 5), np.float32).astype(weights.FLOATS[dtype])
+    weights.write(tmp_path / "w", {"kernel": drawn, "scale": drawn[0, :1].reshape(())})
+    arrays = weights.read(tmp_path / "w")
+    placed = place(arrays, dict.fromkeys(arrays, here()))
+    for name, array in arrays.items():
+        assert placed[name].dtype == np.float32 and placed[name].shape == array.shape
+        np.testing.assert_array_equal(placed[name], array.astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", list(weights.FLOATS))
+def test_the_host_holds_no_copy(dtype, tmp_path):
+    weights.write(tmp_path / "w", {"kernel": np.ones((4, 1 << 20), weights.FLOATS[dtype])})
+    arrays = weights.read(tmp_path / "w")
+    place(arrays, dict.fromkeys(arrays, here()))  # what compiling allocates is not what is measured
+    tracemalloc.start()
+    jax.block_until_ready(place(arrays, dict.fromkeys(arrays, here())))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+def test_on_a_cpu_the_arrays_are_the_mapped_file_itself(tmp_path):
+    weights.write(tmp_path / "w", {"kernel": np.ones((4, 1 << 10), np.float32)})
+    arrays = weights.read(tmp_path / "w")
+    placed = place(arrays, dict.fromkeys(arrays, here()))
+    assert placed["kernel"].unsafe_buffer_pointer() == arrays["kernel"].ctypes.data
+
+
+@pytest.mark.devices(8)
+def test_each_device_reads_its_own_slice_and_nothing_else():
+    mesh = Mesh(fsdp=2, tensor=4).build()
+    watched = Watched(np.arange(8 * 16, dtype=np.float32).reshape(8, 16))
+    placed = place({"w": watched}, {"w": NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))})["w"]  # pyright: ignore[reportArgumentType]
+    np.testing.assert_array_equal(placed, watched.array)
+    assert watched.read == [16] * 8
+
+
+@pytest.mark.devices(8)
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_module_lies_on_a_mesh_as_training_has_it(verify, tmp_path):
+    config = decoder.tiny()
+    params = Network({"decoder": config}).init(0)["decoder"]
+    card = hub.publish(tmp_path, "d", "decoder", config, params, dtype="bfloat16")
+    loaded = hub.load_onto(card, Mesh(fsdp=2, tensor=4).build(), verify=verify)
+    for (name, one), other in zip(flat(hub.load(card)[1]).items(), flat(loaded).values(), strict=True):
+        np.testing.assert_array_equal(one, other, err_msg=name)
+        assert other.dtype == np.float32
+    assert max(len(array.sharding.device_set) for array in flat(loaded).values()) == 8
+    assert not all(array.is_fully_replicated for array in flat(loaded).values())
+
+
+def test_a_file_of_another_config_is_not_placed(tmp_path):
+    config = decoder.tiny()
+    params = Network({"decoder": config}).init(0)["decoder"]
+    card = hub.publish(tmp_path, "d", "decoder", config, params)
+    other = dataclasses.replace(card, config=dataclasses.replace(config, depth=config.depth + 1))
+    with pytest.raises(hub.CardError, match="of another shape"):
+        hub.load_onto(other, Mesh().build())
+
+
+def test_bench_load_times_every_way_on_the_same_arrays(tmp_path):
+    report = benchmark_load.measure_load(tmp_path, 20_000_000, repeats=2)
+    assert len(report.ways) == 4 and report.bytes > 16_000_000
+    for way in report.ways:
+        assert len(way.opened) == 2 and all(a <= b for a, b in zip(way.opened, way.used, strict=True))
+    assert len(report.cached) == 2
+    assert set(benchmark_load.as_json(report)) == {"bytes", "ways", "disk", "cached"}

@@ -1,0 +1,99 @@
+"""Publishing: a page that people read, and the Hugging Face Hub."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from fresh import fresh
+
+from mplug2 import hub, readme, upload
+from mplug2.card import Score, Trained
+from mplug2.errors import CardError, DownloadError
+from mplug2.modules import vision
+
+
+@pytest.fixture
+def card(tmp_path):
+    config = vision.tiny()
+    return hub.publish(
+        tmp_path,
+        "vision-a",
+        "vision",
+        config,
+        fresh({"vision": config})["vision"],
+        trained=Trained(recipe="r.tiny", commit="abc", steps=7, seed=1, data="digits", machine="2 cores"),
+        scores={"image_caption": Score(metric="exact match", value=0.9, low=0.88, high=0.92, n=1000)},
+        licence="MIT",
+    )
+
+
+def test_the_page_states_what_a_person_asks(card, tmp_path):
+    said = readme.write(tmp_path, [card]).read_text()
+    for fact in ("vision-a", "MIT", card.file.sha256, "r.tiny", "7 steps", "2 cores", "clips → vision"):
+        assert fact in said
+    assert "| image_caption | exact match | 0.9 | 0.88 to 0.92 | 1000 |" in said
+    assert "library_name: mplug2\nlicense: mit\n" in said and "└── decoder" in said
+
+
+def test_the_pages_five_lines_run(card, tmp_path, monkeypatch):
+    said = readme.write(tmp_path, [card], str(tmp_path)).read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", said, re.S)
+    assert len(code.splitlines()) == 5
+    lines = code.splitlines()
+    scope: dict = {}
+    exec("\n".join(lines[:3]), scope)  # the fourth joins modules of the shelf, which are wider
+    assert scope["config"] == vision.tiny()
+    with pytest.raises(CardError, match="vision-a has width 32"):
+        exec(lines[3], scope)
+
+
+def test_a_stranger_cannot_break_out_of_the_table(card, tmp_path):
+    source = "a | b\n# Not a heading"
+    said = readme.text([dataclasses.replace(card, source=source)], "x")
+    assert "a \\| b # Not a heading" in said
+
+
+class Api:
+    """The part of huggingface_hub.HfApi that publishing uses."""
+
+    calls: list = []
+
+    def create_repo(self, name, exist_ok):
+        self.calls.append(("repository", name))
+
+    def upload_folder(self, repo_id, folder_path, path_in_repo, revision, commit_message):
+        self.calls.append((repo_id, Path(folder_path), path_in_repo, revision))
+        return type("Commit", (), {"commit_url": "https://hub/commit"})()
+
+
+@pytest.fixture
+def api(monkeypatch):
+    monkeypatch.delenv("MPLUG2_OFFLINE", raising=False)
+    monkeypatch.setattr(Api, "calls", [])
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "token")
+    return Api
+
+
+def test_a_folder_becomes_one_commit(api, tmp_path):
+    assert upload.upload(tmp_path, "hf://me/mine@v1") == "https://hub/commit"
+    assert api.calls == [("repository", "me/mine"), ("me/mine", tmp_path, None, "v1")]
+
+
+def test_without_a_token_or_a_network_the_hub_is_refused_in_a_sentence(api, tmp_path, monkeypatch):
+    def broken(self, *_, **__):
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr(Api, "create_repo", broken)
+    with pytest.raises(CardError, match=r"hf://a/b: could not be published \(no route\)"):
+        upload.upload(tmp_path, "hf://a/b")
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    with pytest.raises(CardError, match="needs a token .*HF_TOKEN"):
+        upload.upload(tmp_path, "hf://a/b")
+    monkeypatch.setenv("MPLUG2_OFFLINE", "1")
+    with pytest.raises(CardError, match="MPLUG2_OFFLINE is set"):
+        upload.upload(tmp_path, "hf://a/b")
+    with pytest.raises(DownloadError, match="is not of the form"):
+        upload.upload(tmp_path, "hf://a")

@@ -1,0 +1,56 @@
+"""`mplug2 bundle RECIPE_OR_RUN --out F`: modules, tokenizer, preprocessing and lock in one folder or tar,
+which `mplug2 predict` and `mplug2 eval` use on a machine without a network."""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from mplug2 import archive, bundle, hub, lock, overrides, recipes
+from mplug2.errors import RecipeError
+from mplug2.run import read_run
+from mplug2.tools.publish import trained
+from mplug2.trained import restore
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="mplug2 bundle",
+        description="Write the network of a run, or of a recipe with the cards it names and the shelf's, as "
+        "one folder (or one tar, if F ends with .tar) that predicts and evaluates on any machine, without a "
+        "network, bit for bit. Of a bundle's tar: unpack it.",
+    )
+    parser.add_argument("what", metavar="RECIPE|RUN|TAR", help="what to bundle, or a tar to unpack")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="field=value", help="change the recipe, by dotted path"
+    )
+    parser.add_argument("--out", type=Path, metavar="F", required=True, help="a folder, or a file F.tar")
+    asked = parser.parse_intermixed_args(argv)
+    if Path(asked.what).suffix == ".tar":
+        print(f"{asked.out}: {len(archive.unpack(Path(asked.what), asked.out))} files")
+        return 0
+    if asked.out.suffix == ".tar":
+        with tempfile.TemporaryDirectory(prefix="mplug2-") as folder:
+            write(asked.what, asked.overrides, Path(folder) / "bundle")
+            archive.pack(Path(folder) / "bundle", asked.out)
+        print(f"{asked.out}: {asked.out.stat().st_size / 1e6:.2f} MB")
+    else:
+        write(asked.what, asked.overrides, asked.out)
+        size = sum(path.stat().st_size for path in asked.out.iterdir())
+        print(f"{asked.out}: {size / 1e6:.2f} MB in {len(list(asked.out.iterdir()))} files")
+    return 0
+
+
+def write(what: str, changes: list[str], folder: Path) -> None:
+    """The bundle of a run directory or a recipe. Raises Mplug2Error."""
+    if not (Path(what) / "run.json").is_file():
+        recipe = hub.on_shelf(overrides.apply(recipes.find(what), changes))
+        bundle.write(folder, lock.of(recipe, what, changes), recipe, {})
+        return
+    if changes:
+        raise RecipeError(f"{what} is a run, and its recipe is what it was trained with; got {changes}")
+    run = read_run(what)
+    recipe = overrides.apply(recipes.find(run.recipe), run.overrides)
+    step, _, params = restore(run, recipe)
+    learned = {name: tree for name, tree in params.items() if recipe.mode(name) != "frozen"}
+    locked = lock.of(recipe, run.recipe, run.overrides)
+    bundle.write(folder, locked, recipe, learned, facts=trained(run, recipe, step))

@@ -1,0 +1,38 @@
+"""`mplug2 lock RECIPE [field=value ...]`: write what a recipe is composed of, file by file, or check a
+lock."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mplug2 import lock, overrides, recipes
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="mplug2 lock",
+        description="Write every module's source, config and sha256, the tokenizer and the preprocessing of "
+        "a recipe; the same lock composes the same network, bit for bit. Of a lock file: check that all it "
+        "names is still what was locked.",
+        epilog="example: mplug2 lock video_qa modes.vision=frozen cards.vision=vision-small --out my.json",
+    )
+    parser.add_argument("what", metavar="RECIPE|LOCK", help="a recipe, or a lock file (.json)")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="field=value", help="change the recipe, by dotted path"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to (default: the standard output)")
+    asked = parser.parse_intermixed_args(argv)
+    if asked.what.endswith(".json"):
+        locked = lock.read(asked.what)
+        cards = lock.check(locked)
+        begun = len(locked.modules) - len(cards)
+        print(f"{asked.what}: {len(cards)} modules are what was locked, {begun} begin by seed {locked.seed}")
+        return 0
+    recipe = overrides.apply(recipes.find(asked.what), asked.overrides)
+    made = lock.of(recipe, asked.what, asked.overrides)
+    if asked.out is None:
+        sys.stdout.write(made.text())
+    else:
+        made.write(asked.out)
+        print(f"{asked.out}: {len(made.modules)} modules of {recipe.name}")
+    return 0

@@ -16,10 +16,11 @@ import numpy as np
 
 from mplug2 import hub
 from mplug2.card import Card
+from mplug2.card_tokenizer import tokenizer_of
 from mplug2.data.clips import frame_count, read_video
 from mplug2.data.pixels import Preprocessing, read_image
 from mplug2.data.scenes import CORNERS
-from mplug2.data.tokens import SentencePiece, Tokenizer
+from mplug2.data.tokens import Tokenizer
 from mplug2.errors import CardError, DataError
 from mplug2.generate import Greedy, Search
 from mplug2.inference import (
@@ -134,22 +135,6 @@ def _batch(clips: np.ndarray) -> dict[str, np.ndarray]:
 def fill(template: str, name: str) -> str:
     """A template with its class: "a {}" and "eight" -> "an eight"."""
     return re.sub(r"\ba (?=[aeiou])", "an ", template.replace("{}", name))
-
-
-def tokenizer_of(cards: Iterable[Card]) -> SentencePiece:
-    """The tokenizer that cards state, shipped or beside a card, verified. Raises CardError if there is
-    none."""
-    for card in cards:
-        if card.tokenizer is not None:
-            beside = card.folder / card.tokenizer.file
-            tokenizer = SentencePiece(str(beside) if beside.is_file() else card.tokenizer.file)
-            if tokenizer.sha256 != card.tokenizer.sha256:
-                raise CardError(
-                    f"card {card.name}: tokenizer {card.tokenizer.file} has sha256 {tokenizer.sha256}, "
-                    f"the card says {card.tokenizer.sha256}"
-                )
-            return tokenizer
-    raise CardError("none of the cards states a tokenizer; those of text and decoder modules do")
 
 
 def preprocessing_of(cards: Iterable[Card]) -> Preprocessing:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from mplug2.data.pixels import Preprocessing
 from mplug2.data.stream import Feed
+from mplug2.data.tokens import SentencePiece, Tokenizer
 from mplug2.errors import RecipeError, nearest
 from mplug2.network import select
 from mplug2.roles import Config, Execution
@@ -84,7 +85,7 @@ class Recipe:
     modes: Mapping[str, Mode] = field(default_factory=dict)
     cards: Mapping[str, str] = field(default_factory=dict)
     learning_rates: Mapping[str, float] = field(default_factory=dict)
-    tokenizer: str = "handwriting"
+    tokenizer: Tokenizer = field(default_factory=SentencePiece)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     optimizer: AdamW = field(default_factory=AdamW)
     steps: int = 1000

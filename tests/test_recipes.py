@@ -148,7 +148,7 @@ def test_every_size_names_itself_and_states_its_number(name):
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_the_modules_of_a_recipe_fit_together(name):
-    check(recipes.find(name), TOKENIZER)
+    check(recipes.find(name))
 
 
 def test_only_recipes_with_videos_own_temporal():
@@ -189,7 +189,7 @@ def test_no_text_of_the_world_is_cut(name):
         (["modules.fusion.width=64"], "universal.text gives width 32 and fusion reads width 64"),
         (["modules.temporal.depth=4"], "vision .*depth 2.* and temporal .*depth 4.* do not fit"),
         (["modules.temporal.width=64"], "vision .*width 32.* and temporal .*width 64.* do not fit"),
-        (["modules.decoder.vocabulary=99"], "text has 96, decoder has 99, tokenizer handwriting has 96"),
+        (["modules.decoder.vocabulary=99"], "text has 96, decoder has 99, SentencePiece.* has 96"),
         (["objectives.video_answer.lengths.question=90"], "90 ids goes to text, which has 64 positions"),
         (["objectives.video_answer.lengths.question=none"], 'reads "question", .*give .*answer'),
         (["objectives.video_answer.data.view=caption"], 'video_answer: no text field "question"'),
@@ -197,13 +197,13 @@ def test_no_text_of_the_world_is_cut(name):
 )
 def test_modules_that_do_not_fit_are_named_with_their_numbers(overrides, reason):
     with pytest.raises(RecipeError, match=reason):
-        check(apply(tiny("video_qa"), overrides), TOKENIZER)
+        check(apply(tiny("video_qa"), overrides))
 
 
 def test_stacks_of_unequal_depth_do_not_fit_unrolled_either():
     recipe = replace(tiny("video_qa"), execution=Execution(scan=False))
     with pytest.raises(RecipeError, match="do not fit"):
-        check(apply(recipe, ["modules.temporal.depth=4"]), TOKENIZER)
+        check(apply(recipe, ["modules.temporal.depth=4"]))
 
 
 def test_a_missing_module_is_named_while_the_recipe_is_read():
@@ -241,7 +241,7 @@ def test_a_recipe_of_ones_own_is_found_in_its_file(tmp_path):
 
 
 def test_a_route_is_read_off_the_trace():
-    part = anatomy.dissect(tiny("video_qa"), TOKENIZER)["video_answer"]
+    part = anatomy.dissect(tiny("video_qa"))["video_answer"]
     assert anatomy.diagram(part).splitlines() == [
         "[clips] → vision (+ temporal) → universal.vision → fusion → decoder → loss",
         "[question] → text → universal.text → fusion",
@@ -254,7 +254,7 @@ def test_a_route_is_read_off_the_trace():
 
 def test_flops_count_every_layer_and_multiply_add():
     """The text route of tiny by hand: per token and layer 8 D D + 4 D hidden, and scores and sums 4 S D."""
-    part = anatomy.dissect(tiny("text_classify"), TOKENIZER)["text_classify"]
+    part = anatomy.dissect(tiny("text_classify"))["text_classify"]
     config: Any = tiny("text_classify").modules["text"]
     length = world.STATEMENT["text"]
     layer = length * (8 * config.width**2 + 4 * config.width * config.hidden + 4 * length * config.width)

@@ -8,11 +8,12 @@ from pathlib import Path
 from rich.console import Console
 
 from mplug2 import hub, overrides, recipes
+from mplug2.card_tokenizer import tokenizer_of
 from mplug2.data.pixels import Preprocessing
-from mplug2.data.tokens import SentencePiece, Tokenizer
+from mplug2.data.tokens import Tokenizer
 from mplug2.errors import CardError, RecipeError, nearest
 from mplug2.network import Network, Parameters, parts_of
-from mplug2.predict import preprocessing_of, tokenizer_of
+from mplug2.predict import preprocessing_of
 from mplug2.recipe import Recipe
 from mplug2.run import read_run
 from mplug2.trained import restore
@@ -66,7 +67,7 @@ def opened(source: str, changes: list[str]) -> tuple[Recipe, Network, Parameters
         run = read_run(path)
         recipe = overrides.apply(recipes.find(run.recipe), (*run.overrides, *changes))
         _, network, params = restore(run, recipe)
-        return recipe, network, params, _tokenizer(recipe)
+        return recipe, network, params, recipe.tokenizer
     families = {name.rpartition("-")[2] for name in hub.shelf()}
     if source in {*hub.shelf(), *families} or path.suffix == ".json" or path.is_dir():
         return _of_cards(source, changes)
@@ -90,14 +91,14 @@ def _of_shelf(recipe: Recipe) -> tuple[Recipe, Network, Parameters, Tokenizer]:
         )
     recipe = replace(recipe, modes=dict.fromkeys(recipe.modules, "full"), cards=cards)
     params, _ = hub.loaded(recipe)
-    return recipe, Network(recipe.modules, recipe.execution), params, _tokenizer(recipe)
+    return recipe, Network(recipe.modules, recipe.execution), params, recipe.tokenizer
 
 
 def _of_cards(source: str, changes: list[str]) -> tuple[Recipe, Network, Parameters, Tokenizer]:
     cards = hub.cards(source)
     network, params = hub.compose(*cards.values())
     recipe = recipes.find(DEFAULT)
-    tokenizer = _tokenizer(recipe)
+    tokenizer = recipe.tokenizer
     if any(card.tokenizer for card in cards.values()):
         tokenizer = tokenizer_of(cards.values())
     if any(card.preprocessing for card in cards.values()):
@@ -135,10 +136,6 @@ def _fitting(source: str, stated: Preprocessing, recipe: Recipe) -> Preprocessin
             f"{size(recipe.preprocessing)}: evaluate a recipe of its size"
         )
     return stated
-
-
-def _tokenizer(recipe: Recipe) -> Tokenizer:
-    return SentencePiece(f"{recipe.tokenizer}.model")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from mplug2 import overrides, recipes
-from mplug2.data.tokens import SentencePiece
 from mplug2.errors import DataError
 from mplug2.predict import Predictor
 from mplug2.run import read_run
@@ -45,7 +44,7 @@ def open_predictor(source: list[str]) -> Predictor:
         run = read_run(source[0])
         recipe = overrides.apply(recipes.find(run.recipe), run.overrides)
         _, network, params = restore(run, recipe)
-        return Predictor(network, params, SentencePiece(f"{recipe.tokenizer}.model"), recipe.preprocessing)
+        return Predictor(network, params, recipe.tokenizer, recipe.preprocessing)
     return Predictor.of(*source)
 
 

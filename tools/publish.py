@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mplug2 import hub, overrides, recipes
-from mplug2.card import Score, Tokens, Trained
-from mplug2.data.tokens import SentencePiece
+from mplug2.card import Score, Trained
+from mplug2.card_tokenizer import stated
 from mplug2.errors import CardError, nearest
 from mplug2.recipe import Recipe
 from mplug2.run import Run, read_run
@@ -27,8 +27,6 @@ def main(argv: list[str]) -> None:
                 f"{run.path} has no module {module!r}; it has {list(network.configs)}"
                 + nearest(module, network.configs)
             )
-    model = f"{recipe.tokenizer}.model"
-    tokenizer = SentencePiece(model)
     scores = read_scores(arguments.scores) if arguments.scores else {}
     total = 0
     for module in chosen:
@@ -46,9 +44,7 @@ def main(argv: list[str]) -> None:
             trained=_trained(run, recipe, step),
             scores=scores,
             preprocessing=recipe.preprocessing if module in ("vision", "temporal") else None,
-            tokenizer=Tokens(file=model, sha256=tokenizer.sha256, ids=tokenizer.table())
-            if hasattr(config, "vocabulary")
-            else None,
+            tokenizer=stated(recipe.tokenizer, Path(arguments.to)) if hasattr(config, "vocabulary") else None,
         )
         total += card.file.bytes
         print(f"{card.weights}  {card.file.bytes / 1e6:.2f} MB  sha256 {card.file.sha256[:12]}")

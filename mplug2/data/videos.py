@@ -13,6 +13,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
+
 from mplug2.data.annotations import Annotations, Entry, inside
 from mplug2.data.augment import View, Whole
 from mplug2.data.clips import read_video
@@ -43,10 +45,23 @@ class Videos:
     passes: int = 1
     seed: int = 0
 
+    def example(self) -> dict[str, Any]:
+        """What an example looks like, for whoever needs only its fields and shapes; reads no file."""
+        size = self.preprocessing
+        clips = np.zeros((size.frames, size.height, size.width, 3), np.uint8)
+        texts = {name: ("",) if name == "captions" else "" for name in self.annotations.texts}
+        return {"index": 0, "video": "", "clips": clips, **texts}
+
     def source(self, split: str) -> "VideoSource":
         """Examples of a split, by index; a Grain random-access source. Raises DataError on annotations that
         cannot be read, and on videos that are not there."""
         root = Path(self.root)
+        if not root.is_dir():
+            raise DataError(
+                f'there is no folder "{root}" (data.root): put the annotations there, '
+                f'{getattr(self.annotations, split, "")}, and the videos into "{root / self.videos}" '
+                f"({', '.join(ENDINGS)})"
+            )
         entries = self.annotations.entries(root, split)
         if not entries:
             raise DataError(f"the {split} split of {root} holds no example")

@@ -1,6 +1,6 @@
 """The tokenizer that cards state: `stated` writes it down and lets its file travel, `tokenizer_of` opens it.
 
-A card names a file and its sha256, never code: which class reads the file is one of KINDS.
+A card names a file and its sha256, never code: which class reads the file is one of three kinds.
 """
 
 from collections.abc import Iterable
@@ -13,13 +13,6 @@ from mplug2.data.wordpiece import OfficialWordPiece, WordPiece
 from mplug2.errors import CardError
 from mplug2.weights import replacing
 
-KINDS: dict[TokenizerKind, type] = {
-    "sentencepiece": SentencePiece,
-    "wordpiece": WordPiece,
-    "official_wordpiece": OfficialWordPiece,
-}
-"""What cards call the tokenizers, in `card.Tokens.kind`."""
-
 
 def stated(tokenizer: Tokenizer, folder: Path) -> Tokens:
     """What a card in `folder` says of a tokenizer. Its file is copied there unless the package ships it.
@@ -27,19 +20,23 @@ def stated(tokenizer: Tokenizer, folder: Path) -> Tokens:
     Raises CardError for a tokenizer that cards have no name for and where the file cannot be written,
     DataError where it cannot be read.
     """
-    names = {kind: name for name, kind in KINDS.items()}
-    if type(tokenizer) not in names:
-        raise CardError(f"a {type(tokenizer).__name__} cannot be stated by a card; {', '.join(KINDS)} can")
-    assert isinstance(tokenizer, SentencePiece | WordPiece)
-    words = isinstance(tokenizer, WordPiece)
-    path = Path(tokenizer.vocabulary if words else tokenizer.model)
+    kind: TokenizerKind
+    if isinstance(tokenizer, SentencePiece):
+        kind, path, lowercase, prompt = "sentencepiece", Path(tokenizer.model), None, None
+    elif isinstance(tokenizer, OfficialWordPiece):
+        kind, path = "official_wordpiece", Path(tokenizer.vocabulary)
+        lowercase, prompt = tokenizer.lowercase, tokenizer.prompt
+    elif isinstance(tokenizer, WordPiece):
+        kind, path, lowercase, prompt = "wordpiece", Path(tokenizer.vocabulary), tokenizer.lowercase, None
+    else:
+        raise CardError(f"a {type(tokenizer).__name__} cannot be stated by a card: it has no kind there")
     tokens = Tokens(
         file=path.name,
         sha256=tokenizer.sha256,
         ids=tokenizer.table(),
-        kind=names[type(tokenizer)],
-        lowercase=tokenizer.lowercase if words else None,
-        prompt=tokenizer.prompt if isinstance(tokenizer, OfficialWordPiece) else None,
+        kind=kind,
+        lowercase=lowercase,
+        prompt=prompt,
     )
     shipped = path.name == str(path) and (resources.files("mplug2.checkpoints") / path.name).is_file()
     if not shipped:

@@ -44,7 +44,9 @@ def open_predictor(source: list[str]) -> Predictor:
         run = read_run(source[0])
         recipe = overrides.apply(recipes.find(run.recipe), run.overrides)
         _, network, params = restore(run, recipe)
-        return Predictor(network, params, recipe.tokenizer, recipe.preprocessing)
+        learned = (getattr(objective.data, "wording", None) for objective in recipe.objectives.values())
+        wording = next((one for one in learned if one is not None), None)
+        return Predictor(network, params, recipe.tokenizer, recipe.preprocessing, wording=wording)
     return Predictor.of(*source)
 
 

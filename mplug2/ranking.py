@@ -76,7 +76,7 @@ def _candidates(file: str, wording: Wording, tokenizer: Tokenizer, length: int) 
     for answer in read_answers(file):
         whole = tokenizer.encode(wording.answer(answer), 8 * length)
         if end not in whole or np.count_nonzero(whole) > length:
-            raise DataError(f'{file}: the answer "{answer}" does not fit into {length} ids')
+            raise DataError(f'{file}: the answer "{answer}" does not fit into {length} ids with its end')
         found.append(tuple(map(int, whole[:length])))
     if not found:
         raise DataError(f"{file} holds no answer")

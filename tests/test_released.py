@@ -3,6 +3,8 @@ here, official jsonl, MSRVTT's json."""
 
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -293,3 +295,20 @@ def test_show_explains_a_recipe_whose_data_is_elsewhere(tmp_path: Path, capsys, 
     assert "tgif_qa.large" in said and "→ fusion → decoder" in said
     for missing in ("bert-large-uncased-vocab.txt", 'no folder "data/tgif"', "data/mplug2_pretrain"):
         assert missing in said.partition("Not here yet:")[2]
+
+
+@pytest.mark.slow
+def test_a_step_and_a_caption_at_the_large_size_fit_into_24_gigabytes(root: Path, tmp_path: Path):
+    words = Path(VOCABULARY).read_text().split("\n")[:200]
+    (tmp_path / "vocab.txt").write_text("\n".join(words + [f"word{i}" for i in range(200, 30_522)]) + "\n")
+    write_video(root / "videos" / "video0.mp4", list(range(20, 240, 10)))  # as many frames as are asked for
+    script = Path(__file__).parent / "large_step.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(root), str(tmp_path / "vocab.txt")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["peak_gb"] < 24 and said["loss"] > 0, said

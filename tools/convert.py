@@ -30,6 +30,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--name", help="what the cards' names end in (default: the name of FILE)")
     parser.add_argument("--vocabulary", type=Path, help="a WordPiece vocab.txt to travel with the cards")
     parser.add_argument(
+        "--prompt", default="", help='what captions of a fine-tuned mplug2 began with: "a video of"'
+    )
+    parser.add_argument(
         "--licence", default="unknown", help="SPDX name of the weights' licence (default: %(default)s)"
     )
     parser.add_argument(
@@ -62,6 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         settings=read_settings(settings_file) if settings_file else None,
         skip=tuple(asked.skip),
         vocabulary=asked.vocabulary,
+        prompt=asked.prompt,
         keep_unused=not asked.drop_unused,
         allow_non_finite=asked.allow_non_finite,
         licence=asked.licence,

@@ -44,13 +44,14 @@ SOURCES = {
 @dataclass(frozen=True)
 class Options:
     """`name` ends the cards' names; `skip`: patterns of keys that the user declares dead; `vocabulary`: a
-    WordPiece file to travel with the cards; `keep_unused`: dead tensors are kept for the way back;
-    `allow_non_finite`: so are NaNs."""
+    WordPiece file to travel with the cards; `prompt`: what official captions began with; `keep_unused`: dead
+    tensors are kept for the way back; `allow_non_finite`: so are NaNs."""
 
     name: str
     settings: Settings | None = None
     skip: tuple[str, ...] = ()
     vocabulary: Path | None = None
+    prompt: str = ""
     keep_unused: bool = True
     allow_non_finite: bool = False
     licence: str = "unknown"
@@ -239,7 +240,7 @@ def _write_module(
         source=f"converted from a checkpoint of {source}",
         paper=paper,
         preprocessing=_preprocessing(module, config, options.settings),
-        tokenizer=_tokens(family, folder, options.vocabulary) if module in ("text", "decoder") else None,
+        tokenizer=_tokens(family, folder, options) if module in ("text", "decoder") else None,
         folder=folder,
     )
     card.write()
@@ -256,12 +257,13 @@ def _preprocessing(module: str, config: Any, settings: Settings | None) -> Prepr
     return Preprocessing(height=height, width=width, frames=frames, mean=CLIP_MEAN, std=CLIP_STD)
 
 
-def _tokens(family: str, folder: Path, vocabulary: Path | None) -> Tokens | None:
+def _tokens(family: str, folder: Path, options: Options) -> Tokens | None:
     """The vocabulary, copied beside the cards. Raises CheckpointError."""
-    if vocabulary is None:
+    if options.vocabulary is None:
         return None
-    official = family == "mplug2"  # whose questions have no [SEP], and whose captions spell theirs out
-    tokenizer = OfficialWordPiece(str(vocabulary)) if official else WordPiece(str(vocabulary))
+    tokenizer = WordPiece(str(options.vocabulary))
+    if family == "mplug2":  # whose questions have no [SEP], and whose captions spell theirs out
+        tokenizer = OfficialWordPiece(str(options.vocabulary), prompt=options.prompt)
     try:
         return stated(tokenizer, folder)
     except Mplug2Error as error:

@@ -55,6 +55,23 @@ class Videos:
     def source(self, split: str) -> "VideoSource":
         """Examples of a split, by index; a Grain random-access source. Raises DataError on annotations that
         cannot be read, and on videos that are not there."""
+        root, entries = Path(self.root), self._entries(split)
+        folder = inside(root, self.videos, f"the videos of {root}")
+        files = {video: _file(folder, video) for video in {entry.video for entry in entries}}
+        missing = [entry for entry in entries if files[entry.video] is None]
+        if missing:
+            count = sum(file is None for file in files.values())
+            raise DataError(
+                f'{missing[0].where}: no video "{missing[0].video}" in {folder} ({", ".join(ENDINGS)}); '
+                f"of {len(files)} videos of the {split} split, {count} are missing"
+            )
+        return VideoSource(self, split, entries, {video: str(path) for video, path in files.items()})
+
+    def written(self, split: str) -> "VideoSource":
+        """The same source for its `texts` alone: no video has to be there."""
+        return VideoSource(self, split, self._entries(split), {})
+
+    def _entries(self, split: str) -> tuple[Entry, ...]:
         root = Path(self.root)
         if not root.is_dir():
             raise DataError(
@@ -65,16 +82,7 @@ class Videos:
         entries = self.annotations.entries(root, split)
         if not entries:
             raise DataError(f"the {split} split of {root} holds no example")
-        folder = inside(root, self.videos, f"the videos of {root}")
-        files = {video: _file(folder, video) for video in {entry.video for entry in entries}}
-        missing = [entry for entry in entries if files[entry.video] is None]
-        if missing:
-            count = sum(file is None for file in files.values())
-            raise DataError(
-                f'{missing[0].where}: no video "{missing[0].video}" in {folder} ({", ".join(ENDINGS)}); '
-                f"of {len(files)} videos of the {split} split, {count} are missing"
-            )
-        return VideoSource(self, split, tuple(entries), {video: str(path) for video, path in files.items()})
+        return tuple(entries)
 
 
 @dataclass(frozen=True)

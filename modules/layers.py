@@ -262,7 +262,7 @@ class Attention(nnx.Module):
         M`."""
         query, (keys, values) = self._split(self.query(x)), memory
         kept = _kept(key, self.dropout, (*query.shape[:3], keys.shape[2]))
-        mixed = attention(query, keys, values, mask, kept, self.dropout)
+        mixed: Array = attention(query, keys, values, mask, kept, self.dropout)
         return self.out(rearrange(mixed, "b k n d -> b n (k d)"))
 
     def __call__(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mplug2.network import Network as Network
     from mplug2.recipe import AdamW as AdamW
     from mplug2.recipe import Objective as Objective
+    from mplug2.recipe import OfficialAdamW as OfficialAdamW
     from mplug2.recipe import Recipe as Recipe
     from mplug2.roles import Execution as Execution
     from mplug2.sharding import Mesh as Mesh
@@ -35,6 +36,7 @@ _HOMES = {
     "Mplug2Error": "mplug2.errors",
     "Network": "mplug2.network",
     "Objective": "mplug2.recipe",
+    "OfficialAdamW": "mplug2.recipe",
     "Recipe": "mplug2.recipe",
     "RecipeError": "mplug2.errors",
     "errors": "mplug2.errors",

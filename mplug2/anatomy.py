@@ -16,7 +16,6 @@ import jax
 from jax.extend.core import Literal
 
 from mplug2.composition import abstract_batch, abstract_network, watched
-from mplug2.data.tokens import Tokenizer
 from mplug2.network import Network, parts_of
 from mplug2.recipe import Objective, Recipe
 
@@ -43,14 +42,14 @@ def parameters(network: Network) -> dict[str, int]:
     }
 
 
-def dissect(recipe: Recipe, tokenizer: Tokenizer) -> dict[str, Anatomy]:
-    """The anatomy of every objective; the recipe must have passed `composition.check`."""
+def dissect(recipe: Recipe) -> dict[str, Anatomy]:
+    """The anatomy of every objective; the recipe must have passed `composition.check_modules`."""
     network = abstract_network(recipe)
-    return {name: _dissect(network, objective, tokenizer) for name, objective in recipe.objectives.items()}
+    return {name: _dissect(network, objective) for name, objective in recipe.objectives.items()}
 
 
-def _dissect(network: Network, objective: Objective, tokenizer: Tokenizer) -> Anatomy:
-    batch = abstract_batch(objective, tokenizer)
+def _dissect(network: Network, objective: Objective) -> Anatomy:
+    batch = abstract_batch(objective)
     traced = _trace(network, objective, batch)
     flops = dict(traced.flops)
     for part, required in parts_of(objective.task).items():

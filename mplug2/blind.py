@@ -20,8 +20,9 @@ SAMPLE = 10_000
 
 
 def training_examples(data: Any) -> Iterator[Mapping[str, Any]]:
-    """Examples of the train split; without pixels where the source can tell its texts alone."""
-    source = data.source("train")
+    """Examples of the train split; without pixels, which then need not be there, where the data can tell its
+    texts alone."""
+    source = data.written("train") if hasattr(data, "written") else data.source("train")
     look = getattr(source, "texts", source.__getitem__)
     return (look(index) for index in range(0, len(source), max(1, -(-len(source) // SAMPLE))))
 

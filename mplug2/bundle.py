@@ -14,7 +14,8 @@ from pathlib import Path
 
 from mplug2 import archive, hub, lock
 from mplug2.card import Card, Trained
-from mplug2.data.tokens import SentencePiece, Tokenizer, shipped_or_read
+from mplug2.card_tokenizer import carried, opened
+from mplug2.data.tokens import Tokenizer
 from mplug2.errors import CardError
 from mplug2.lock import Lock, Part
 from mplug2.network import Network, Parameters
@@ -63,9 +64,7 @@ def write(
         else:
             card = _copied(hub.card_of(recipe, module), folder)
         parts[module] = Part(config=config, mode="full", source=card.name, card=card.name, file=card.file)
-    content = shipped_or_read(f"{recipe.tokenizer}.model", "tokenizer")
-    with replacing(folder / locked.tokenizer.file) as file:
-        file.write(content)
+    carried(recipe.tokenizer, folder)
     dataclasses.replace(locked, modules=parts).write(folder / lock.FILE)
 
 
@@ -97,12 +96,10 @@ def load(path: Path) -> Bundle:
 
 def _load(folder: Path) -> Bundle:
     locked = lock.read(folder / lock.FILE)
-    tokens = locked.tokenizer
-    tokenizer = SentencePiece(str(folder / tokens.file))
-    if tokenizer.sha256 != tokens.sha256:
-        raise CardError(
-            f"{folder / tokens.file}: sha256 is {tokenizer.sha256}, the bundle's lock says {tokens.sha256}"
-        )
+    try:
+        tokenizer = opened(locked.tokenizer, folder)
+    except CardError as error:
+        raise CardError(f"bundle {folder}: {error}") from None
     network, params = lock.compose(locked)
     return Bundle(locked, network, params, tokenizer)
 

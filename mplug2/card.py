@@ -18,7 +18,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from mplug2.data.pixels import Preprocessing
 from mplug2.errors import CardError, Mplug2Error, nearest
@@ -115,19 +115,30 @@ class Interface:
         )
 
 
+TokenizerKind = Literal["sentencepiece", "wordpiece", "official_wordpiece"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """The tokenizer whose ids the module was trained on: a file beside the card (or shipped), and its id
-    table."""
+    """The tokenizer whose ids the module was trained on: a file beside the card (or shipped), its id table,
+    and what reads the file (mplug2.card_tokenizer). `lowercase` is said of word pieces, `prompt`, which
+    captions were trained to begin with, of official ones; both are None where they are not."""
 
     file: str
     sha256: str
     ids: Mapping[str, int]
+    kind: TokenizerKind = "sentencepiece"
+    lowercase: bool | None = None
+    prompt: str | None = None
 
     def __post_init__(self):
         _plain_name("file", self.file)
         _hash("sha256", self.sha256)
         _expect(self.ids.get("pad") == 0, "ids", dict(self.ids), "a table in which pad is 0")
+        pieces = self.kind != "sentencepiece"
+        _expect(pieces or self.lowercase is None, "lowercase", self.lowercase, "nothing, for sentencepiece")
+        official = self.kind == "official_wordpiece"
+        _expect(official or self.prompt is None, "prompt", self.prompt, f"nothing, for {self.kind}")
 
 
 @dataclass(frozen=True, kw_only=True)

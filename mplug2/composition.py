@@ -6,15 +6,16 @@ widths or vocabularies, and the route that led there.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mplug2.data.stream import Mixture, collate
-from mplug2.data.tokens import Tokenizer
+from mplug2.data.tokens import SPECIAL
 from mplug2.errors import Mplug2Error, RecipeError, nearest
 from mplug2.network import Network, select
 from mplug2.recipe import Objective, Recipe
@@ -37,22 +38,34 @@ class Call:
         return self.where.split(".")[0]
 
 
-def check(recipe: Recipe, tokenizer: Tokenizer) -> None:
-    """Raises RecipeError unless vocabularies equal the tokenizer's and every objective's task can be
-    traced."""
+def check(recipe: Recipe) -> None:
+    """Raises RecipeError unless vocabularies equal the tokenizer's and the modules fit; DataError where the
+    tokenizer cannot be read."""
+    check_vocabularies(recipe)
+    check_modules(recipe)
+
+
+def check_vocabularies(recipe: Recipe) -> None:
+    """Raises RecipeError unless every module knows as many words as the tokenizer; DataError where its file
+    cannot be read."""
     modules: Mapping[str, Any] = recipe.modules
     vocabularies = {name: it.vocabulary for name, it in modules.items() if hasattr(it, "vocabulary")}
-    if any(size != tokenizer.size for size in vocabularies.values()):
+    if any(size != recipe.tokenizer.size for size in vocabularies.values()):
         said = ", ".join(f"{name} has {size}" for name, size in vocabularies.items())
         raise RecipeError(
             f"recipe {recipe.name}: vocabularies must equal the tokenizer's: {said}, "
-            f"tokenizer {recipe.tokenizer} has {tokenizer.size}"
+            f"{recipe.tokenizer} has {recipe.tokenizer.size}"
         )
+
+
+def check_modules(recipe: Recipe) -> None:
+    """Raises RecipeError unless every objective's task can be traced. Needs no vocabulary, and no data of a
+    set that knows its examples' shapes."""
     network = abstract_network(recipe)
     for name, objective in recipe.objectives.items():
         forward, calls = watched(network, objective)
         try:
-            loss = jax.eval_shape(forward, network.shapes, abstract_batch(objective, tokenizer))
+            loss = jax.eval_shape(forward, network.shapes, abstract_batch(objective))
         except Mplug2Error as error:
             raise RecipeError(f"recipe {recipe.name}, objective {name}: {error}") from None
         except (TypeError, ValueError, IndexError, RuntimeError) as error:  # einops raises the last
@@ -67,11 +80,28 @@ def abstract_network(recipe: Recipe) -> Network:
     return Network(recipe.modules, replace(recipe.execution, scan=True))
 
 
-def abstract_batch(objective: Objective, tokenizer: Tokenizer) -> dict[str, jax.ShapeDtypeStruct]:
-    """What a step sees of an objective: the fields and shapes of its first example, `batch` times; clips
-    normalised."""
+class _Wordless:
+    """A tokenizer of no file: only how long texts are matters to shapes."""
+
+    size = len(SPECIAL) + 1
+    prompt_length = 0
+
+    def encode(self, text: str, length: int) -> np.ndarray:
+        return np.zeros(length, np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return ""
+
+    def table(self) -> dict[str, int]:
+        return SPECIAL | {"size": self.size}
+
+
+def abstract_batch(objective: Objective) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a step sees of an objective: the fields and shapes of an example, `batch` times; clips normalised.
+    The example is the data's stand-in (`Videos.example`), else its first one."""
     data = next(iter(objective.data.parts)) if isinstance(objective.data, Mixture) else objective.data
-    first = collate([data.source("train")[0]], objective.lengths, tokenizer, seed=0)
+    example = data.example() if hasattr(data, "example") else data.source("train")[0]
+    first = collate([example], objective.lengths, _Wordless(), seed=0)
 
     def abstract(field: str, value: Any) -> jax.ShapeDtypeStruct:
         kind = jnp.float32 if field == "clips" else value.dtype

@@ -10,7 +10,6 @@ Each runs one compiled function over a split (mplug2.inference) and compares wit
   (from the grammar), k over the gallery. For captions, what training captions drawn at random score.
 """
 
-import functools
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from mplug2 import blind
+from mplug2.caption_scores import Form, PlainWords, caption_scores, in_words
 from mplug2.errors import RecipeError
 from mplug2.generate import Greedy, Search
 from mplug2.inference import (
@@ -33,8 +33,9 @@ from mplug2.inference import (
     vision_classes,
     vision_vectors,
 )
-from mplug2.metrics import bleu, cider, exact_match, recall_at_k, rouge_l
-from mplug2.scores import Score, corpus_score, mean_score
+from mplug2.metrics import Metric, exact_match, recall_at_k
+from mplug2.ranking import AnswerList
+from mplug2.scores import Score, mean_score
 
 
 class Measured(NamedTuple):
@@ -180,57 +181,43 @@ def _chance_of_hit(right: int, gallery: int, k: int) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Captioning:
-    """Exact match, BLEU-4, ROUGE-L and CIDEr of generated captions, `clips`, `caption`: `/exact` `/bleu4`
-    `/rouge_l` `/cider`. Texts are compared in lower case, words parted by blanks."""
+    """Exact match, BLEU-4, ROUGE-L and CIDEr of generated captions, `clips`, `caption` or, where an example
+    has several references, `captions`: `/exact` `/bleu4` `/rouge_l` `/cider`. `form` says what words are
+    compared; `CocoWords`, that of published numbers, adds `/meteor`."""
 
     data: Any
     search: Search = field(default_factory=Greedy)
+    form: Form = PlainWords()
     batch: int = 100
     outputs = (captions,)
 
     def measure(self, inference: Inference) -> Measured:
         write = inference.writer(self.search)
         examples, ids = inference.over(self.data, {}, self.batch, captions, write)
-        said = list(map(_plain, inference.texts(ids)))
-        truth = [_plain(example["caption"]) for example in examples]
-        usual = [_plain(example["caption"]) for example in blind.training_examples(self.data)]
-        constant = [blind.most_frequent(usual)] * len(truth)
-        guessed = blind.random_captions(usual, len(truth))
-        references = [[text] for text in truth]
-        everything, exact = range(len(truth)), exact_match(said, references).per_example
-
-        def bleu4(texts: Sequence[str], indices: Sequence[int]) -> float:
-            return bleu([texts[i] for i in indices], [references[i] for i in indices]).value
-
-        def baselines(score: Callable[[Sequence[str]], float]) -> dict[str, float]:
-            return {"blind": score(constant), "chance": score(guessed)}
-
-        def mean(label: str, metric: Callable[..., Any]) -> Score:
-            each = metric(said, references).per_example
-            return mean_score(label, each, **baselines(lambda texts: metric(texts, references).value))
-
-        bleu_baselines = baselines(lambda texts: bleu4(texts, everything))
-        scores = {
-            "/exact": mean("exact match", exact_match),
-            "/bleu4": corpus_score("BLEU-4", functools.partial(bleu4, said), len(truth), **bleu_baselines),
-            "/rouge_l": mean("ROUGE-L", rouge_l),
-            "/cider": mean("CIDEr", cider),
-        }
+        said, form = self.form.words(inference.texts(ids)), self.form
+        references = in_words(form, [example.get("captions") or [example["caption"]] for example in examples])
+        usual = form.words([example["caption"] for example in blind.training_examples(self.data)])
+        scores = caption_scores(said, references, usual, meteor=form.meteor)
+        truth = [several if len(several) > 1 else several[0] for several in references]
+        exact = exact_match(said, references).per_example
         return Measured(scores, _predictions(examples, truth, said, exact))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answering:
-    """Accuracy of generated answers, `clips`, `question`, `answer` [, `type`], over all and by type
-    (`/count`).
+    """Accuracy of answers, `clips`, `question`, `answer` [, `type`], over all and by type (`/count`).
 
-    `length`: ids a question is cut or padded to. `shuffled`: the frames of every clip come in another order,
-    drawn once for each example, so that what is left is what an unordered set of frames tells.
+    `length`: ids a question is cut or padded to. `search`: how an answer is written, or a list that it is
+    chosen from (mplug2.ranking). `right`: the metric that says which answers are right, such as
+    `exact_match` or `vqa_accuracy`; where examples have `answers`, those are its references. `shuffled`: the
+    frames of every clip come in another order, drawn once for each example, so that what is left is what an
+    unordered set of frames tells.
     """
 
     data: Any
     length: int
-    search: Search = field(default_factory=lambda: Greedy(length=8))
+    search: Search | AnswerList = field(default_factory=lambda: Greedy(length=8))
+    right: Metric = exact_match
     shuffled: bool = False
     batch: int = 100
     outputs = (answers,)
@@ -239,7 +226,8 @@ class Answering:
         prepare = _shuffled if self.shuffled else dict
         lengths, write = {"question": self.length}, inference.writer(self.search)
         examples, ids = inference.over(self.data, lengths, self.batch, answers, write, prepare=prepare)
-        return _answers(self.data, examples, inference.texts(ids), "answer", operator.itemgetter("question"))
+        asked = operator.itemgetter("question")
+        return _answers(self.data, examples, inference.texts(ids), "answer", asked, self.right)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,20 +263,26 @@ def _shuffled(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _answers(
-    data: Any, examples: Sequence[Example], said: list[str], answer: str, asked: Callable[[Example], str]
+    data: Any,
+    examples: Sequence[Example],
+    said: list[str],
+    answer: str,
+    asked: Callable[[Example], str],
+    right: Metric = exact_match,
 ) -> Measured:
-    """Exact match over all, then by type; `answer` names the field with the truth."""
+    """Accuracy over all, then by type; `answer` names the field with the truth."""
     truth, types = (
         [example[answer] for example in examples],
         [example.get("type", "") for example in examples],
     )
-    questions, references = [asked(example) for example in examples], [[text] for text in truth]
-    correct = exact_match(said, references).per_example
+    questions = [asked(example) for example in examples]
+    references = [example.get("answers") or [example[answer]] for example in examples]
+    correct = right(said, references).per_example
     guess = blind.blind_answers(
         (asked(one), one.get("type", ""), one[answer]) for one in blind.training_examples(data)
     )
     guesses = [guess(question, type) for question, type in zip(questions, types, strict=True)]
-    blind_correct = exact_match(guesses, references).per_example
+    blind_correct = right(guesses, references).per_example
     chances = {type: blind.answer_chance(data, type) for type in set(types)}
     scores = {}
     for type in ("", *sorted(set(types) - {""})):
@@ -304,11 +298,6 @@ def _answers(
     return Measured(
         scores, [line | {"question": question} for line, question in zip(predictions, questions, strict=True)]
     )
-
-
-def _plain(text: str) -> str:
-    """Lower case, one blank between words: what exact match compares and the caption metrics split."""
-    return " ".join(text.lower().split())
 
 
 def _predictions(

@@ -18,6 +18,7 @@ from mplug2.data.tokens import Tokenizer
 from mplug2.errors import DataError
 from mplug2.generate import Search, decode
 from mplug2.network import Network, Parameters, select
+from mplug2.ranking import AnswerList, Write
 from mplug2.recipe import Recipe
 from mplug2.roles import (
     Array,
@@ -126,7 +127,7 @@ def text_vectors(batch: Batch, *, text: Text, universal: Universal, contrastive:
 
 
 def captions(
-    write: Writer,
+    write: Write,
     batch: Batch,
     *,
     vision: Vision,
@@ -141,7 +142,7 @@ def captions(
 
 
 def answers(
-    write: Writer,
+    write: Write,
     batch: Batch,
     *,
     vision: Vision,
@@ -159,7 +160,7 @@ def answers(
     return write(decoder, memory, mask, batch["index"])
 
 
-def completions(write: Writer, batch: Batch, *, text: Text, universal: Universal, decoder: Decoder) -> Array:
+def completions(write: Write, batch: Batch, *, text: Text, universal: Universal, decoder: Decoder) -> Array:
     """`text` -> ids of its continuation."""
     memory = read(batch["text"], text=text, universal=universal)
     return write(decoder, memory, padding_mask(batch["text"]), batch["index"])
@@ -253,7 +254,10 @@ class Inference:
             found.append(compute({"text": np.stack(ids)})[: len(some)])
         return np.concatenate(found)
 
-    def writer(self, search: Search) -> Writer:
+    def writer(self, search: Search | AnswerList) -> Write:
+        """What writes texts by a search, or chooses them from a list."""
+        if isinstance(search, AnswerList):
+            return search.writer(self.tokenizer)
         special = self.tokenizer.table()
         return Writer(search, special["begin"], special["end"], self.recipe.seed)
 

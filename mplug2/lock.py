@@ -16,8 +16,8 @@ import jax
 
 from mplug2 import files, hub
 from mplug2.card import Card, File, Tokens, decode, encode, read_json
+from mplug2.card_tokenizer import tokens_of
 from mplug2.data.pixels import Preprocessing
-from mplug2.data.tokens import SentencePiece
 from mplug2.errors import CardError, CheckpointError
 from mplug2.network import Network, Parameters
 from mplug2.recipe import Mode, Recipe
@@ -72,15 +72,9 @@ def of(recipe: Recipe, name: str = "", overrides: Sequence[str] = ()) -> Lock:
         seed=recipe.seed,
         execution=recipe.execution,
         preprocessing=recipe.preprocessing,
-        tokenizer=tokens_of(recipe),
+        tokenizer=tokens_of(recipe.tokenizer),
         modules={module: _part(recipe, module) for module in recipe.modules},
     )
-
-
-def tokens_of(recipe: Recipe) -> Tokens:
-    """The recipe's tokenizer, as cards state it."""
-    tokenizer = SentencePiece(f"{recipe.tokenizer}.model")
-    return Tokens(file=Path(tokenizer.model).name, sha256=tokenizer.sha256, ids=tokenizer.table())
 
 
 def _part(recipe: Recipe, module: str) -> Part:

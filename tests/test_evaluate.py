@@ -6,6 +6,7 @@ frame, so a score says which frames arrived in which order.
 
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from flax import nnx
 from rich.console import Console
 
 from mplug2 import blind
+from mplug2.caption_scores import CocoWords, PlainWords
 from mplug2.data import grammar
 from mplug2.data.handwriting import Handwriting
 from mplug2.data.pixels import Preprocessing
@@ -32,6 +34,7 @@ from mplug2.evaluate import (
 )
 from mplug2.evaluations import _shuffled
 from mplug2.inference import Compiled, Inference
+from mplug2.metrics import equal_strings, exact_match, vqa_accuracy
 from mplug2.network import Network
 from mplug2.recipe import Recipe
 from mplug2.scores import corpus_score, mean_score
@@ -265,6 +268,45 @@ def test_captions_are_scored_by_four_metrics():
     for name in ("/bleu4", "/rouge_l", "/cider"):
         score = scores[name]
         assert score.low <= score.value <= score.high and 0 < score.blind < score.value
+
+
+SEVERAL = json.loads((Path(__file__).parent / "golden" / "metrics" / "captions.json").read_text())["001a_ptb"]
+
+
+def test_published_scores_of_several_references_are_those_of_the_reference_implementation():
+    texts = [item["references"] for item in SEVERAL["items"]]
+    examples = tuple(
+        {"index": i, "caption": references[0], "captions": tuple(references)}
+        for i, references in enumerate(texts)
+    )
+    said = Saying(examples, [item["candidate"] for item in SEVERAL["items"]])
+    scores, lines = Captioning(data=Memory(examples), form=CocoWords()).measure(said)  # pyright: ignore
+    names = {"/bleu4": "BLEU_4", "/meteor": "METEOR_exact_stem", "/rouge_l": "ROUGE_L", "/cider": "CIDEr"}
+    for ours, theirs in names.items():
+        assert scores[ours].value == pytest.approx(SEVERAL["corpus"][theirs], abs=1e-9), ours
+        assert scores[ours].low <= scores[ours].value <= scores[ours].high
+    assert scores["/meteor"].metric == "METEOR (exact+stem)" and isinstance(lines[0]["truth"], list | str)
+
+
+def test_any_of_several_references_is_right_and_coco_drops_marks():
+    examples = ({"index": 0, "caption": "a dog", "captions": ("a dog", "A cat.")},)
+    for form, exact in ((CocoWords(), 1.0), (PlainWords(), 0.0)):
+        scores, lines = Captioning(data=Memory(examples), form=form).measure(Saying(examples, ["a cat"]))  # pyright: ignore
+        assert scores["/exact"].value == exact and lines[0]["truth"][0] == "a dog"
+        assert ("/meteor" in scores) == form.meteor
+
+
+def test_what_counts_as_an_answer_is_given():
+    people = ("a dog",) * 9 + ("the cat",)
+    rows = ((("a dog"), None), ("Dog", None), ("cat", people))
+    examples = tuple(
+        {"index": i, "question": "what", "answer": answer} | ({"answers": several} if several else {})
+        for i, (answer, several) in enumerate(rows)
+    )
+    said = Saying(examples, ["A dog", "Dog", "dog"])
+    for right, expected in ((exact_match, 2 / 3), (equal_strings, 1 / 3), (vqa_accuracy, 1.0)):
+        scores, _ = Answering(data=Memory(examples), length=8, right=right).measure(said)  # pyright: ignore
+        assert scores[""].value == pytest.approx(expected), right
 
 
 def test_chance_of_handwriting_is_that_of_its_grammar():

@@ -34,6 +34,9 @@ def main(argv: list[str] | None = None) -> int:
         help="a WordPiece vocabulary to travel with the cards (default: vocab.txt beside FILE)",
     )
     parser.add_argument(
+        "--prompt", default="", help='what captions of a fine-tuned mplug2 began with: "a video of"'
+    )
+    parser.add_argument(
         "--licence", default="unknown", help="SPDX name of the weights' licence (default: %(default)s)"
     )
     parser.add_argument(
@@ -66,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         settings=read_settings(settings_file) if settings_file else None,
         skip=tuple(asked.skip),
         vocabulary=asked.vocabulary or _beside(asked.file, "vocab.txt"),
+        prompt=asked.prompt,
         keep_unused=not asked.drop_unused,
         allow_non_finite=asked.allow_non_finite,
         licence=asked.licence,

@@ -8,11 +8,12 @@ from pathlib import Path
 from rich.console import Console
 
 from mplug2 import bundle, hub, overrides, recipes
+from mplug2.card_tokenizer import tokenizer_of
 from mplug2.data.pixels import Preprocessing
-from mplug2.data.tokens import SentencePiece, Tokenizer
+from mplug2.data.tokens import Tokenizer
 from mplug2.errors import RecipeError, nearest
 from mplug2.network import Network, Parameters, parts_of
-from mplug2.predict import preprocessing_of, tokenizer_of
+from mplug2.predict import preprocessing_of
 from mplug2.recipe import Recipe
 from mplug2.run import read_run
 from mplug2.trained import restore
@@ -66,7 +67,7 @@ def opened(source: str, changes: list[str]) -> tuple[Recipe, Network, Parameters
         run = read_run(path)
         recipe = overrides.apply(recipes.find(run.recipe), (*run.overrides, *changes))
         _, network, params = restore(run, recipe)
-        return recipe, network, params, _tokenizer(recipe)
+        return recipe, network, params, recipe.tokenizer
     if bundle.is_bundle(path):
         return _of_bundle(bundle.load(path), changes)
     families = {name.rpartition("-")[2] for name in hub.shelf()}
@@ -91,14 +92,14 @@ def _of_bundle(opened: bundle.Bundle, changes: list[str]) -> tuple[Recipe, Netwo
 def _of_shelf(recipe: Recipe) -> tuple[Recipe, Network, Parameters, Tokenizer]:
     recipe = hub.on_shelf(recipe)
     params, _ = hub.loaded(recipe)
-    return recipe, Network(recipe.modules, recipe.execution), params, _tokenizer(recipe)
+    return recipe, Network(recipe.modules, recipe.execution), params, recipe.tokenizer
 
 
 def _of_cards(source: str, changes: list[str]) -> tuple[Recipe, Network, Parameters, Tokenizer]:
     cards = hub.cards(source)
     network, params = hub.compose(*cards.values())
     recipe = recipes.find(DEFAULT)
-    tokenizer = _tokenizer(recipe)
+    tokenizer = recipe.tokenizer
     if any(card.tokenizer for card in cards.values()):
         tokenizer = tokenizer_of(cards.values())
     if any(card.preprocessing for card in cards.values()):
@@ -136,10 +137,6 @@ def _fitting(source: str, stated: Preprocessing, recipe: Recipe) -> Preprocessin
             f"{size(recipe.preprocessing)}: evaluate a recipe of its size"
         )
     return stated
-
-
-def _tokenizer(recipe: Recipe) -> Tokenizer:
-    return SentencePiece(f"{recipe.tokenizer}.model")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 from mplug2 import bundle, overrides, recipes
-from mplug2.data.tokens import SentencePiece
 from mplug2.errors import DataError
 from mplug2.predict import Predictor
 from mplug2.run import read_run
@@ -45,7 +44,9 @@ def open_predictor(source: list[str]) -> Predictor:
         run = read_run(source[0])
         recipe = overrides.apply(recipes.find(run.recipe), run.overrides)
         _, network, params = restore(run, recipe)
-        return Predictor(network, params, SentencePiece(f"{recipe.tokenizer}.model"), recipe.preprocessing)
+        learned = (getattr(objective.data, "wording", None) for objective in recipe.objectives.values())
+        wording = next((one for one in learned if one is not None), None)
+        return Predictor(network, params, recipe.tokenizer, recipe.preprocessing, wording=wording)
     if len(source) == 1 and bundle.is_bundle(Path(source[0])):
         opened = bundle.load(Path(source[0]))
         return Predictor(opened.network, opened.params, opened.tokenizer, opened.lock.preprocessing)

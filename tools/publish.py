@@ -9,8 +9,8 @@ from typing import Any
 
 from mplug2 import hub, overrides, readme, recipes
 from mplug2.card import Score, Trained
+from mplug2.card_tokenizer import stated
 from mplug2.errors import CardError, nearest
-from mplug2.lock import tokens_of
 from mplug2.network import Network, Parameters
 from mplug2.recipe import Recipe
 from mplug2.remote import split_hub
@@ -54,7 +54,7 @@ def publish(
     address: str = "",
 ) -> None:
     """Writes the chosen modules; `address` is where the folder will be found, if it is elsewhere."""
-    tokens = tokens_of(recipe)
+    tokens = stated(recipe.tokenizer, folder)
     scores = read_scores(arguments.scores) if arguments.scores else {}
     cards = []
     for module in chosen:

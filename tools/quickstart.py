@@ -17,7 +17,6 @@ from rich.console import Console
 
 from mplug2 import hub, overrides, recipes
 from mplug2.data.handwriting import Handwriting
-from mplug2.data.tokens import SentencePiece
 from mplug2.evaluate import evaluate
 from mplug2.logbook import clock, read_metrics
 from mplug2.network import Network, Parameters
@@ -42,14 +41,13 @@ def main(argv: list[str] | None = None) -> int:
         console.print(f"[bold]{clock(time.perf_counter() - began)}[/bold]  {sentence}", soft_wrap=True)
 
     recipe = overrides.apply(recipes.find(RECIPE), asked.overrides)
-    tokenizer = SentencePiece(f"{recipe.tokenizer}.model")
     models: dict[str, tuple[Network, Parameters]] = {}
     scores: dict[str, Results] = {}
 
     def score(model: str, name: str) -> None:
         network, params = models[model]
         scores[model] = evaluate(
-            network, params, recipe, tokenizer, limit=asked.limit, predictions=out / name
+            network, params, recipe, recipe.tokenizer, limit=asked.limit, predictions=out / name
         )
         scores[model].save(out / f"{name}.json")
         scores[model].show(console)
@@ -73,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
     say("4 of 4  drawing the report")
     predictors = {
-        model: Predictor(network, params, tokenizer, recipe.preprocessing)
+        model: Predictor(network, params, recipe.tokenizer, recipe.preprocessing)
         for model, (network, params) in models.items()
     }
     report = Report(

@@ -16,12 +16,10 @@ def main(argv: list[str]) -> int:
     ).parse_args(argv)
     table = Table("recipe", "what it teaches", "sizes", "modules")
     for name, teaches in recipes.RECIPES.items():
-        sizes = [
-            f"[bold]{size}[/bold]" if size == recipes.DEFAULT_SIZE else size for size in recipes.sizes(name)
-        ]
+        sizes = list(recipes.sizes(name))
+        default = recipes.default_size(sizes)
+        sizes = [f"[bold]{size}[/bold]" if size == default else size for size in sizes]
         table.add_row(name, teaches, ", ".join(sizes), ", ".join(recipes.find(name).modules))
     console().print(table)
-    console().print(
-        f"NAME alone means NAME.{recipes.DEFAULT_SIZE}; path/to/file.py:function is a recipe of your own."
-    )
+    console().print("NAME alone means the size in bold; path/to/file.py:function is a recipe of your own.")
     return 0

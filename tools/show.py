@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from mplug2 import anatomy, composition, modules, recipes
-from mplug2.data.tokens import SentencePiece
-from mplug2.errors import RecipeError, nearest
+from mplug2 import anatomy, composition, hub, modules, recipes
+from mplug2.data.stream import check_data
+from mplug2.errors import CardError, DataError, RecipeError, nearest
 from mplug2.network import Network
 from mplug2.overrides import apply
 from mplug2.recipe import Recipe
@@ -79,9 +79,9 @@ def show_module(name: str, screen: Console) -> None:
 
 
 def show_recipe(recipe: Recipe, screen: Console) -> None:
-    tokenizer = SentencePiece(f"{recipe.tokenizer}.model")
-    composition.check(recipe, tokenizer)
-    parts, sizes = anatomy.dissect(recipe, tokenizer), anatomy.parameters(Network(recipe.modules))
+    missing = _missing(recipe)
+    composition.check_modules(recipe)
+    parts, sizes = anatomy.dissect(recipe), anatomy.parameters(Network(recipe.modules))
     execution, optimizer = recipe.execution, recipe.optimizer
     screen.print(f"[bold]{recipe.name}[/bold]  {count(sum(sizes.values()))} parameters")
     screen.print(
@@ -120,3 +120,21 @@ def show_recipe(recipe: Recipe, screen: Console) -> None:
         )
 
     screen.print(f"\nEvaluations: {', '.join(recipe.evaluations) or 'none'}")
+    for reason in missing:
+        screen.print(f"Not here yet: {reason}", soft_wrap=True)
+
+
+def _missing(recipe: Recipe) -> list[str]:
+    """What training would refuse to begin without, a sentence each: vocabulary, data, cards."""
+
+    def load() -> None:
+        for module, card in recipe.cards.items():
+            hub.find(card, module)
+
+    reasons = []
+    for needed in (lambda: composition.check_vocabularies(recipe), lambda: check_data(recipe.feeds), load):
+        try:
+            needed()
+        except (DataError, CardError) as error:
+            reasons.append(str(error))
+    return reasons

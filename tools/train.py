@@ -3,7 +3,7 @@
 import argparse
 
 from mplug2 import composition, overrides, recipes
-from mplug2.data.tokens import SentencePiece
+from mplug2.data.stream import check_data
 from mplug2.run import default_folder
 
 
@@ -25,7 +25,8 @@ def main(argv: list[str] | None = None) -> int:
     changes = [*asked.overrides, *([] if asked.steps is None else [f"steps={asked.steps}"])]
     recipe = overrides.apply(recipes.find(asked.recipe), changes)
 
-    composition.check(recipe, SentencePiece(f"{recipe.tokenizer}.model"))
+    composition.check(recipe)
+    check_data(recipe.feeds)
 
     from mplug2.train import train  # after the recipe is known to be right: it takes seconds to import
 

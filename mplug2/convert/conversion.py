@@ -5,7 +5,6 @@ went, or the rule by which it is dead) and `unused.safetensors` (the dead tensor
 that the way back is exact).
 """
 
-import hashlib
 import json
 import os
 import re
@@ -21,13 +20,15 @@ from typing import Any
 import numpy as np
 
 from mplug2.card import Card, File, Tokens, interface
+from mplug2.card_tokenizer import stated
 from mplug2.convert import writing
 from mplug2.convert.families import FAMILIES, Model, canonical
 from mplug2.convert.shapes import Settings
 from mplug2.convert.tensors import StoredTensor, read_safetensors, same, stored
 from mplug2.convert.torch_file import read_torch
 from mplug2.data.pixels import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from mplug2.errors import CheckpointError, nearest
+from mplug2.data.wordpiece import OfficialWordPiece, WordPiece
+from mplug2.errors import CheckpointError, Mplug2Error, nearest
 from mplug2.network import Network, flat
 from mplug2.weights import FLOATS
 
@@ -44,13 +45,14 @@ SOURCES = {
 @dataclass(frozen=True)
 class Options:
     """`name` ends the cards' names; `skip`: patterns of keys that the user declares dead; `vocabulary`: a
-    WordPiece file to travel with the cards; `keep_unused`: dead tensors are kept for the way back;
-    `allow_non_finite`: so are NaNs."""
+    WordPiece file to travel with the cards; `prompt`: what official captions began with; `keep_unused`: dead
+    tensors are kept for the way back; `allow_non_finite`: so are NaNs."""
 
     name: str
     settings: Settings | None = None
     skip: tuple[str, ...] = ()
     vocabulary: Path | None = None
+    prompt: str = ""
     keep_unused: bool = True
     allow_non_finite: bool = False
     licence: str = "unknown"
@@ -239,7 +241,7 @@ def _write_module(
         source=f"converted from a checkpoint of {source}",
         paper=paper,
         preprocessing=_preprocessing(module, config, family, options.settings),
-        tokenizer=_tokens(folder, options.vocabulary) if module in ("text", "decoder") else None,
+        tokenizer=_tokens(family, folder, options) if module in ("text", "decoder") else None,
         folder=folder,
     )
     card.write()
@@ -258,23 +260,17 @@ def _preprocessing(module: str, config: Any, family: str, settings: Settings | N
     return Preprocessing(height=height, width=width, frames=frames, mean=mean, std=std)
 
 
-SPECIAL = {"pad": "[PAD]", "unknown": "[UNK]", "begin": "[CLS]", "end": "[SEP]", "mask": "[MASK]"}
-
-
-def _tokens(folder: Path, vocabulary: Path | None) -> Tokens | None:
+def _tokens(family: str, folder: Path, options: Options) -> Tokens | None:
     """The vocabulary, copied beside the cards. Raises CheckpointError."""
-    if vocabulary is None:
+    if options.vocabulary is None:
         return None
+    tokenizer = WordPiece(str(options.vocabulary))
+    if family == "mplug2":  # whose questions have no [SEP], and whose captions spell theirs out
+        tokenizer = OfficialWordPiece(str(options.vocabulary), prompt=options.prompt)
     try:
-        data = vocabulary.read_bytes()
-        words = data.decode().splitlines()
-        (folder / vocabulary.name).write_bytes(data)
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"vocabulary {vocabulary}: cannot be read ({error})") from None
-    if missing := [word for word in SPECIAL.values() if word not in words]:
-        raise CheckpointError(f"vocabulary {vocabulary}: has no {', '.join(missing)}")
-    ids = {name: words.index(word) for name, word in SPECIAL.items()}
-    return Tokens(file=vocabulary.name, sha256=hashlib.sha256(data).hexdigest(), ids=ids)
+        return stated(tokenizer, folder)
+    except Mplug2Error as error:
+        raise CheckpointError(str(error)) from None
 
 
 def _write_rest(

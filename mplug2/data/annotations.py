@@ -29,7 +29,10 @@ class Entry:
 
 
 class Annotations(Protocol):
-    """A layout of files below a root."""
+    """A layout of files below a root; `texts` names the fields of its examples."""
+
+    @property
+    def texts(self) -> tuple[str, ...]: ...
 
     def entries(self, root: Path, split: str) -> list[Entry]:
         """The examples of a split ("train", "validation" or "test"). Raises DataError."""
@@ -44,6 +47,7 @@ class CaptionLines:
     train: str = "train.jsonl"
     validation: str = ""
     test: str = "test.jsonl"
+    texts = ("caption", "captions")
 
     def entries(self, root: Path, split: str) -> list[Entry]:
         return _by_split(self._read(_file_of(self, root, split)), split)
@@ -63,6 +67,7 @@ class QuestionLines:
     train: str = "train.jsonl"
     validation: str = ""
     test: str = "test.jsonl"
+    texts = ("question", "answer")
 
     def entries(self, root: Path, split: str) -> list[Entry]:
         return [
@@ -87,6 +92,7 @@ class VideoDataInfo:
     train_parts: tuple[str, ...] = ("train",)
     validation_parts: tuple[str, ...] = ("validate",)
     test_parts: tuple[str, ...] = ("test",)
+    texts = ("caption", "captions")
 
     def entries(self, root: Path, split: str) -> list[Entry]:
         path = _file_of(self, root, split)

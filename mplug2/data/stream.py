@@ -2,7 +2,8 @@
 
 A batch is a flat dict: `clips` uint8 B T H W C, `label` and `index` int32 (B,), and each text field that the
 feed gives a length, int32 B S: `begin ... end pad pad`. A feed that asks for `masked` also gets BERT's
-corruption of its `caption` or `text` as `masked` and `masked_target` (0 = not chosen). A step of the stream
+corruption of its `caption` or `text` as `masked` and `masked_target` (0 = not chosen); one that asks for
+`caption_target` gets the ids of `caption` that are learned: 0 for a tokenizer's prompt. A step of the stream
 is one batch per feed.
 
 Order is a pure function of (seed, step): the state is the step alone, the same for any number of threads,
@@ -121,6 +122,13 @@ def _stop(running: list[Any]) -> None:
         running.pop().close()
 
 
+def check_data(feeds: Mapping[str, Feed], split: str = "train") -> None:
+    """Raises DataError if the data of a feed is not there; nothing but its annotations is read."""
+    for feed in feeds.values():
+        for data in feed.data.parts if isinstance(feed.data, Mixture) else [feed.data]:
+            data.source(split)
+
+
 def stream(
     feeds: Mapping[str, Feed],
     *,
@@ -188,7 +196,11 @@ def collate(
     if "label" in first:
         batch["label"] = np.array([example["label"] for example in examples], np.int32)
     for field, length in lengths.items():
-        written = field if field != "masked" else "caption" if "caption" in first else "text"
+        written = field
+        if field == "masked":
+            written = "caption" if "caption" in first else "text"
+        elif field == "caption_target":
+            written = "caption"
         if not isinstance(first.get(written), str):
             known = [name for name, value in first.items() if isinstance(value, str)] + ["masked"]
             raise DataError(
@@ -197,6 +209,8 @@ def collate(
         batch[field] = np.stack([tokenizer.encode(example[written], length) for example in examples])
     if "masked" in lengths:
         batch["masked"], batch["masked_target"] = corrupt(batch["masked"], batch["index"], tokenizer, seed)
+    if "caption_target" in lengths:
+        batch["caption_target"][:, : tokenizer.prompt_length] = 0
     return batch
 
 

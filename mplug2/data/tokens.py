@@ -44,6 +44,11 @@ class Tokenizer(Protocol):
         """The special ids by name, and `size`."""
         ...
 
+    @property
+    def prompt_length(self) -> int:
+        """So many first ids of a caption are not learned."""
+        ...
+
 
 def shipped_or_read(name: str, what: str) -> bytes:
     """The content of a shipped file of that name, or of the file at that path. Raises DataError that calls it
@@ -124,6 +129,11 @@ class SentencePiece:
 
     def table(self) -> dict[str, int]:
         return SPECIAL | {"size": self.size}
+
+    @property
+    def prompt_length(self) -> int:
+        """0: every word of a caption is learned."""
+        return 0
 
 
 def train(file: Path, size: int = 96) -> None:

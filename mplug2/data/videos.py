@@ -13,6 +13,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
+
 from mplug2.data.annotations import Annotations, Entry, inside
 from mplug2.data.augment import View, Whole
 from mplug2.data.clips import read_video
@@ -43,13 +45,17 @@ class Videos:
     passes: int = 1
     seed: int = 0
 
+    def example(self) -> dict[str, Any]:
+        """What an example looks like, for whoever needs only its fields and shapes; reads no file."""
+        size = self.preprocessing
+        clips = np.zeros((size.frames, size.height, size.width, 3), np.uint8)
+        texts = {name: ("",) if name == "captions" else "" for name in self.annotations.texts}
+        return {"index": 0, "video": "", "clips": clips, **texts}
+
     def source(self, split: str) -> "VideoSource":
         """Examples of a split, by index; a Grain random-access source. Raises DataError on annotations that
         cannot be read, and on videos that are not there."""
-        root = Path(self.root)
-        entries = self.annotations.entries(root, split)
-        if not entries:
-            raise DataError(f"the {split} split of {root} holds no example")
+        root, entries = Path(self.root), self._entries(split)
         folder = inside(root, self.videos, f"the videos of {root}")
         files = {video: _file(folder, video) for video in {entry.video for entry in entries}}
         missing = [entry for entry in entries if files[entry.video] is None]
@@ -59,7 +65,24 @@ class Videos:
                 f'{missing[0].where}: no video "{missing[0].video}" in {folder} ({", ".join(ENDINGS)}); '
                 f"of {len(files)} videos of the {split} split, {count} are missing"
             )
-        return VideoSource(self, split, tuple(entries), {video: str(path) for video, path in files.items()})
+        return VideoSource(self, split, entries, {video: str(path) for video, path in files.items()})
+
+    def written(self, split: str) -> "VideoSource":
+        """The same source for its `texts` alone: no video has to be there."""
+        return VideoSource(self, split, self._entries(split), {})
+
+    def _entries(self, split: str) -> tuple[Entry, ...]:
+        root = Path(self.root)
+        if not root.is_dir():
+            raise DataError(
+                f'there is no folder "{root}" (data.root): put the annotations there, '
+                f'{getattr(self.annotations, split, "")}, and the videos into "{root / self.videos}" '
+                f"({', '.join(ENDINGS)})"
+            )
+        entries = self.annotations.entries(root, split)
+        if not entries:
+            raise DataError(f"the {split} split of {root} holds no example")
+        return tuple(entries)
 
 
 @dataclass(frozen=True)

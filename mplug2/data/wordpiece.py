@@ -108,6 +108,11 @@ class WordPiece:
     def table(self) -> dict[str, int]:
         return {name: self._ids[TOKENS[name]] for name in SPECIAL} | {"size": self.size}
 
+    @property
+    def prompt_length(self) -> int:
+        """0: every word of a caption is learned."""
+        return 0
+
     def _padded(self, ids: list[int], length: int) -> np.ndarray:
         return np.array(ids + [PAD] * (length - len(ids)), np.int32)
 

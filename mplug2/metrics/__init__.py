@@ -6,10 +6,10 @@ blanks: raw captions go through `tokenize_all` first. Each returns the corpus sc
 example, which `bootstrap` turns into an interval.
 """
 
-from mplug2.metrics.answers import exact_match, normalise_answer, vqa_accuracy
+from mplug2.metrics.answers import equal_strings, exact_match, normalise_answer, vqa_accuracy
 from mplug2.metrics.bleu import BleuScore, bleu
 from mplug2.metrics.bootstrap import bootstrap
-from mplug2.metrics.captions import Score
+from mplug2.metrics.captions import Metric, Score
 from mplug2.metrics.cider import DocumentFrequencies, cider, cider_d, cider_plain, document_frequencies
 from mplug2.metrics.meteor import meteor
 from mplug2.metrics.ptb import tokenize, tokenize_all
@@ -19,6 +19,7 @@ from mplug2.metrics.rouge import rouge_l
 __all__ = [
     "BleuScore",
     "DocumentFrequencies",
+    "Metric",
     "Recall",
     "Score",
     "bleu",
@@ -27,6 +28,7 @@ __all__ = [
     "cider_d",
     "cider_plain",
     "document_frequencies",
+    "equal_strings",
     "exact_match",
     "meteor",
     "normalise_answer",

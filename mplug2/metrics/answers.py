@@ -82,6 +82,16 @@ def exact_match(predictions: Sequence[str], references: Sequence[Sequence[str]])
     return Score(float(per_example.mean()), per_example)
 
 
+def equal_strings(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Score:
+    """The share of predictions that are, letter by letter, one of their references: the accuracy of the
+    official mPLUG-2 video question answering. Raises DataError for empty or unequal input."""
+    check_captions(predictions, references)
+    per_example = np.array(
+        [float(one in several) for one, several in zip(predictions, references, strict=True)]
+    )
+    return Score(float(per_example.mean()), per_example)
+
+
 def _plain(text: str) -> str:
     return " ".join(text.lower().split())
 

@@ -8,6 +8,7 @@ captions of plain lower-case words may be passed as they are.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -22,6 +23,12 @@ class Score:
 
     value: float
     per_example: np.ndarray
+
+
+class Metric(Protocol):
+    """Predictions (N texts), references (N lists of texts) -> a score."""
+
+    def __call__(self, predictions: Sequence[str], references: Sequence[Sequence[str]], /) -> Score: ...
 
 
 def check_captions(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> None:

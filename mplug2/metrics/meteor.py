@@ -61,12 +61,20 @@ def meteor(
     check_captions(predictions, references)
     if form not in _FORMS:
         raise DataError(f'form is "{form}"; expected one of {", ".join(_FORMS)}{nearest(form, _FORMS)}')
+    chosen = best_alignments(predictions, references, form)
+    return Score(score(summed(chosen)), np.array([score(one) for one in chosen]))
+
+
+def best_alignments(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], form: str = "exact+stem"
+) -> list[Alignment]:
+    """Of each prediction, its alignment with the reference that it scores best with: what `meteor` counts.
+    `summed` adds up those of some examples."""
     chosen = []
     for prediction, several in zip(predictions, references, strict=True):
         words = _words(prediction)
         chosen.append(max((align(words, _words(text), form) for text in several), key=score))
-    per_example = np.array([score(one) for one in chosen])
-    return Score(score(_sum(chosen)), per_example)
+    return chosen
 
 
 @lru_cache(maxsize=65536)
@@ -99,7 +107,7 @@ def _one_chunk(alignment: Alignment) -> bool:
     return alignment.chunks == 1 and tuple(matched) == alignment.words
 
 
-def _sum(alignments: Sequence[Alignment]) -> Alignment:
+def summed(alignments: Sequence[Alignment]) -> Alignment:
     """Added counts; the chunks of a perfect example count as none."""
     return Alignment(
         words=(sum(one.words[0] for one in alignments), sum(one.words[1] for one in alignments)),

@@ -8,6 +8,7 @@ from typing import Any
 from mplug2 import files
 from mplug2.card import Card
 from mplug2.errors import CardError
+from mplug2.scores import said
 
 _ROUTE = """
  text ── text ──┐               ┌── contrastive, classifiers
@@ -38,8 +39,8 @@ def text(cards: list[Card], where: str) -> str:
     ]
     head += ["tags: [jax, multimodal, mplug-2]", "---", ""]
     names = ", ".join(f"`{card.module}`" for card in cards)
-    said = "Modules" if len(cards) > 1 else "A module"
-    lines = [f"# {where}", "", f"{said} of the [mplug2](https://arxiv.org/abs/2302.00402) zoo: {names}.", ""]
+    what = "Modules" if len(cards) > 1 else "A module"
+    lines = [f"# {where}", "", f"{what} of the [mplug2](https://arxiv.org/abs/2302.00402) zoo: {names}.", ""]
     for card in cards:
         lines += _section(card)
     lines += ["## The route", "", "Where modules stand in a network:", "", "```", _ROUTE, "```", ""]
@@ -70,8 +71,8 @@ def _section(card: Card) -> list[str]:
     if card.scores:
         lines += ["", "| evaluation | metric | score | 95% interval | n |", "|---|---|---|---|---|"]
     for name, score in card.scores.items():
-        between = f"{score.low:.4g} to {score.high:.4g}"
-        lines.append(f"| {_cell(name)} | {_cell(score.metric)} | {score.value:.4g} | {between} | {score.n} |")
+        value, low, high = (said(score.metric, number) for number in (score.value, score.low, score.high))
+        lines.append(f"| {_cell(name)} | {_cell(score.metric)} | {value} | {low} to {high} | {score.n} |")
     return [*lines, ""]
 
 

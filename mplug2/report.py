@@ -1,5 +1,5 @@
-"""A run's report as one HTML file that needs nothing else: loss curves, scores beside their baselines, and
-what a model said about pictures and videos that it had never seen.
+"""A run's report as one HTML file that needs nothing else: what a model said about pictures and videos that
+it had never seen, scores beside their baselines, and loss curves.
 
 Everything is given (curves, scores, sayings); this file only draws. Pictures are embedded as PNG, curves as
 SVG.
@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from mplug2 import files
+from mplug2.scores import said
 
 Scores = Mapping[str, Mapping[str, Any]]
 Curve = Sequence[tuple[int, float]]  # (step, loss)
@@ -34,10 +35,10 @@ _COLOURS = (
     "#316395",
 )
 _STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#222}
+body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:78rem;padding:0 1rem;color:#222}
 h1{margin-bottom:0}h2{margin-top:2.5rem;border-bottom:1px solid
 #ddd}table{border-collapse:collapse;margin:1rem 0} td,th{padding:.2rem
-.7rem;text-align:right;border-bottom:1px solid #eee;font-variant-numeric:tabular-nums}
+.7rem;text-align:right;border-bottom:1px solid #eee;white-space:nowrap;font-variant-numeric:tabular-nums}
 td:first-child,th:first-child{text-align:left}.faint{color:#888}.grid{display:flex;flex-wrap:wrap;gap:1rem}
 figure{margin:0;border:1px solid
 #ddd;border-radius:.5rem;padding:.7rem;width:15.5rem}figure.video{width:32.5rem} figure
@@ -96,10 +97,10 @@ class Report:
             "<!doctype html><html lang=en><meta charset=utf-8>"
             f"<title>{html.escape(self.title)}</title><style>{_STYLE}</style>"
             f"<h1>{html.escape(self.title)}</h1>{about}"
-            f"<h2>Scores</h2>{_score_table(self.scores)}"
-            + (f"<h2>Loss</h2>{_chart(self.curves)}" if self.curves else "")
             + (f"<h2>Pictures</h2>{_grid(pictures)}" if pictures else "")
             + (f"<h2>Videos, frame by frame</h2>{_grid(videos)}" if videos else "")
+            + f"<h2>Scores</h2>{_score_table(self.scores)}"
+            + (f"<h2>Loss</h2>{_chart(self.curves)}" if self.curves else "")
             + "</html>\n"
         )
 
@@ -111,18 +112,18 @@ def _score_table(scores: Mapping[str, Scores]) -> str:
     rows = []
     for name in names:
         any_score = next(model[name] for model in scores.values() if name in model)
+        metric = str(any_score["metric"])
         cells = "".join(
-            f"<td><b>{_number(model[name]['value'])}</b></td>"
-            f"<td class=faint>{_number(model[name]['low'])} to {_number(model[name]['high'])}</td>"
+            f"<td><b>{_said(metric, model[name]['value'])}</b></td>"
+            f"<td class=faint>{_said(metric, model[name]['low'])} to {_said(metric, model[name]['high'])}</td>"
             if name in model
             else "<td></td><td></td>"
             for model in scores.values()
         )
         rows.append(
-            f"<tr><td>{html.escape(name)} "
-            f"<span class=faint>{html.escape(str(any_score['metric']))}</span></td>"
-            f"{cells}"
-            f"<td>{_number(any_score['blind'])}</td><td>{_number(any_score['chance'])}</td><td>{any_score['n']}</td></tr>"
+            f"<tr><td>{html.escape(name)} <span class=faint>{html.escape(metric)}</span></td>{cells}"
+            f"<td>{_said(metric, any_score['blind'])}</td><td>{_said(metric, any_score['chance'])}</td>"
+            f"<td>{any_score['n']}</td></tr>"
         )
     return (
         f"<table><tr><th>evaluation</th>{head}<th>blind</th><th>chance</th><th>n</th></tr>{''.join(rows)}</table>"
@@ -131,8 +132,8 @@ def _score_table(scores: Mapping[str, Scores]) -> str:
     )
 
 
-def _number(value: float | None) -> str:
-    return "&ndash;" if value is None else f"{value:.3f}"
+def _said(metric: str, value: float | None) -> str:
+    return "&ndash;" if value is None else said(metric, value)
 
 
 def _chart(curves: Mapping[str, Curve], width: int = 900, height: int = 320) -> str:

@@ -99,18 +99,14 @@ class Results:
         for column in ("score", "95% interval", "blind", "chance", "n"):
             table.add_column(column, justify="right")
         for name, score in self.tasks.items():
-            said = _number if "CIDEr" in score.metric else _percent
-            interval = f"{said(score.low)} to {said(score.high)}"
-            chance = "" if score.chance is None else said(score.chance)
-            table.add_row(
-                name, score.metric, said(score.value), interval, said(score.blind), chance, str(score.n)
+            low, high, value, blind = (
+                said(score.metric, number) for number in (score.low, score.high, score.value, score.blind)
             )
+            chance = "" if score.chance is None else said(score.metric, score.chance)
+            table.add_row(name, score.metric, value, f"{low} to {high}", blind, chance, str(score.n))
         return table
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}%"
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}"
+def said(metric: str, value: float) -> str:
+    """A value for people: shares in percent, CIDEr, which is none, as it is."""
+    return f"{value:.2f}" if "CIDEr" in metric else f"{100 * value:.1f}%"

@@ -27,7 +27,7 @@ def test_a_page_needs_nothing_from_elsewhere():
 def test_scores_stand_beside_interval_blind_and_chance():
     row = re.search(r"<tr><td>image_answer.*?</tr>", page())
     assert row is not None
-    assert re.findall(r"\d\.\d{3}", row[0]) == ["0.875", "0.800", "0.930", "0.250", "0.200"]
+    assert re.findall(r"[\d.]+%", row[0]) == ["87.5%", "80.0%", "93.0%", "25.0%", "20.0%"]
 
 
 def test_a_score_that_one_model_lacks_leaves_its_cells_empty():

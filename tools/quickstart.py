@@ -6,7 +6,6 @@ one page.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,11 +88,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def _about(recipe: Recipe, results: Results, steps: int, seconds: float) -> list[str]:
     facts = {**results.facts, "commit": results.commit, "steps": steps, "minutes": round(seconds / 60, 1)}
+    decoding = facts.pop("decoding", {})
     return [
         "Digits that people wrote, composed into pictures and short videos. Every score is on glyphs of the "
         "test split. The shipped modules were trained longer, by the recipe "
         f"{recipes.find('pretrain').name}.",
-        json.dumps(facts, default=str),
+        "; ".join(f"{name}: {value}" for name, value in facts.items()),
+        "Decoding: " + ", ".join(sorted(set(map(str, decoding.values())))),
     ]
 
 

@@ -113,13 +113,7 @@ def _score_table(scores: Mapping[str, Scores]) -> str:
     for name in names:
         any_score = next(model[name] for model in scores.values() if name in model)
         metric = str(any_score["metric"])
-        cells = "".join(
-            f"<td><b>{_said(metric, model[name]['value'])}</b></td>"
-            f"<td class=faint>{_said(metric, model[name]['low'])} to {_said(metric, model[name]['high'])}</td>"
-            if name in model
-            else "<td></td><td></td>"
-            for model in scores.values()
-        )
+        cells = "".join(_cells(metric, model.get(name)) for model in scores.values())
         rows.append(
             f"<tr><td>{html.escape(name)} <span class=faint>{html.escape(metric)}</span></td>{cells}"
             f"<td>{_said(metric, any_score['blind'])}</td><td>{_said(metric, any_score['chance'])}</td>"
@@ -130,6 +124,14 @@ def _score_table(scores: Mapping[str, Scores]) -> str:
         "<p class=faint>Held-out glyphs. Blind: the best that a reader of the words alone scores. "
         "Intervals: bootstrap, 95%.</p>"
     )
+
+
+def _cells(metric: str, score: Mapping[str, Any] | None) -> str:
+    """A model's two columns; empty where it was not asked."""
+    if score is None:
+        return "<td></td><td></td>"
+    value, low, high = (_said(metric, score[bound]) for bound in ("value", "low", "high"))
+    return f"<td><b>{value}</b></td><td class=faint>{low} to {high}</td>"
 
 
 def _said(metric: str, value: float | None) -> str:

@@ -33,7 +33,7 @@ def test_the_page_states_what_a_person_asks(card, tmp_path):
     said = readme.write(tmp_path, [card]).read_text()
     for fact in ("vision-a", "MIT", card.file.sha256, "r.tiny", "7 steps", "2 cores", "clips → vision"):
         assert fact in said
-    assert "| image_caption | exact match | 0.9 | 0.88 to 0.92 | 1000 |" in said
+    assert "| image_caption | exact match | 90.0% | 88.0% to 92.0% | 1000 |" in said
     assert "library_name: mplug2\nlicense: mit\n" in said and "└── decoder" in said
 
 

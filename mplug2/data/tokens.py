@@ -50,15 +50,15 @@ class Tokenizer(Protocol):
         ...
 
 
-def shipped_or_read(name: str, what: str) -> bytes:
+def shipped_or_read(name: str, what: str, advice: str) -> bytes:
     """The content of a shipped file of that name, or of the file at that path. Raises DataError that calls it
-    a `what`."""
+    a `what` and ends with `advice`."""
     shipped = resources.files("mplug2.checkpoints") / name
     try:
         return shipped.read_bytes() if shipped.is_file() else Path(name).read_bytes()
     except OSError as error:
         raise DataError(
-            f'no {what} "{name}": neither shipped nor a readable file ({error.strerror})'
+            f'no {what} "{name}": neither shipped nor a readable file ({error.strerror}); {advice}'
         ) from None
 
 
@@ -71,7 +71,7 @@ class SentencePiece:
 
     @functools.cached_property
     def _bytes(self) -> bytes:
-        return shipped_or_read(self.model, "tokenizer")
+        return shipped_or_read(self.model, "tokenizer", "name another with tokenizer.model=FILE")
 
     @functools.cached_property
     def _pieces(self) -> sentencepiece.SentencePieceProcessor:

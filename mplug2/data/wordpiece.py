@@ -39,7 +39,8 @@ class WordPiece:
 
     @functools.cached_property
     def _bytes(self) -> bytes:
-        return shipped_or_read(self.vocabulary, "vocabulary")
+        advice = "put BERT's vocab.txt there, or name it with tokenizer.vocabulary=FILE"
+        return shipped_or_read(self.vocabulary, "vocabulary", advice)
 
     @functools.cached_property
     def _ids(self) -> dict[str, int]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from flax import nnx
 
-from mplug2.modules.layers import Linear, Norm, PostNormLayer, dropout
+from mplug2.modules.functions import dropout
+from mplug2.modules.layers import Linear, Norm, PostNormLayer
 from mplug2.roles import Array, Execution
 
 

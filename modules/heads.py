@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from flax import nnx
 
-from mplug2.modules.layers import Linear, WordPredictor, dropout, parameter
+from mplug2.modules.functions import dropout
+from mplug2.modules.layers import Linear, WordPredictor, parameter
 from mplug2.roles import Array, Execution
 
 

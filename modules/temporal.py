@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from flax import nnx
 
-from mplug2.modules.layers import Linear, Norm, Stack, normal, parameter, quick_gelu, zeros
+from mplug2.modules.functions import quick_gelu
+from mplug2.modules.layers import Linear, Norm, Stack, normal, parameter, zeros
 from mplug2.roles import Array, Execution
 
 FRAMES = 3

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from einops import repeat
 from flax import nnx
 
-from mplug2.modules.layers import Norm, PostNormLayer, Stack, dropout, fold, normal, parameter
+from mplug2.modules.functions import dropout
+from mplug2.modules.layers import Norm, PostNormLayer, Stack, fold, normal, parameter
 from mplug2.roles import Array, Execution, split_key
 
 

@@ -17,20 +17,8 @@ from flax import nnx
 from jax import lax
 
 from mplug2.errors import RecipeError
-from mplug2.modules.layers import (
-    MLP,
-    Attention,
-    Norm,
-    Stack,
-    dense,
-    drop_path,
-    fold,
-    gelu,
-    normal,
-    parameter,
-    quick_gelu,
-    zeros,
-)
+from mplug2.modules.functions import dense, drop_path, gelu, quick_gelu
+from mplug2.modules.layers import MLP, Attention, Norm, Stack, fold, normal, parameter, zeros
 from mplug2.roles import Array, Execution, Temporal, split_key
 
 

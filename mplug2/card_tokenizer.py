@@ -7,10 +7,9 @@ A card names a file and its sha256, never code: which class reads the file is on
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from mplug2.card import Card, TokenizerKind, Tokens
-from mplug2.data.tokens import SentencePiece, Tokenizer, shipped_or_read
+from mplug2.data.tokens import SentencePiece, Tokenizer
 from mplug2.data.wordpiece import OfficialWordPiece, WordPiece
 from mplug2.errors import CardError
 from mplug2.weights import replacing
@@ -19,23 +18,14 @@ from mplug2.weights import replacing
 def tokens_of(tokenizer: Tokenizer) -> Tokens:
     """What a card says of a tokenizer. Raises CardError for one that cards have no name for, DataError where
     its file cannot be read."""
-    kind: TokenizerKind
-    if isinstance(tokenizer, SentencePiece):
-        kind, path, lowercase, prompt = "sentencepiece", tokenizer.model, None, None
-    elif isinstance(tokenizer, OfficialWordPiece):
-        kind, path = "official_wordpiece", tokenizer.vocabulary
-        lowercase, prompt = tokenizer.lowercase, tokenizer.prompt
-    elif isinstance(tokenizer, WordPiece):
-        kind, path, lowercase, prompt = "wordpiece", tokenizer.vocabulary, tokenizer.lowercase, None
-    else:
-        raise CardError(f"a {type(tokenizer).__name__} cannot be stated by a card: it has no kind there")
+    known, kind, path = _known(tokenizer)
     return Tokens(
         file=Path(path).name,
-        sha256=tokenizer.sha256,
-        ids=tokenizer.table(),
+        sha256=known.sha256,
+        ids=known.table(),
         kind=kind,
-        lowercase=lowercase,
-        prompt=prompt,
+        lowercase=known.lowercase if isinstance(known, WordPiece) else None,
+        prompt=known.prompt if isinstance(known, OfficialWordPiece) else None,
     )
 
 
@@ -43,16 +33,27 @@ def carried(tokenizer: Tokenizer, folder: Path) -> Tokens:
     """What a card in `folder` says of a tokenizer, whose file is copied there. Raises CardError, DataError as
     `tokens_of`."""
     said = tokens_of(tokenizer)
+    content = _known(tokenizer)[0].content
     with replacing(folder / said.file) as file:
-        file.write(shipped_or_read(_path(tokenizer), "tokenizer"))
+        file.write(content)
     return said
 
 
 def stated(tokenizer: Tokenizer, folder: Path) -> Tokens:
     """The same; a file that the package ships is not copied."""
-    path = _path(tokenizer)
+    path = _known(tokenizer)[2]
     shipped = Path(path).name == path and (resources.files("mplug2.checkpoints") / path).is_file()
     return tokens_of(tokenizer) if shipped else carried(tokenizer, folder)
+
+
+def _known(tokenizer: Tokenizer) -> tuple[SentencePiece | WordPiece, TokenizerKind, str]:
+    """The tokenizer, its kind on cards, and its file."""
+    if isinstance(tokenizer, SentencePiece):
+        return tokenizer, "sentencepiece", tokenizer.model
+    if isinstance(tokenizer, WordPiece):
+        official = isinstance(tokenizer, OfficialWordPiece)
+        return tokenizer, "official_wordpiece" if official else "wordpiece", tokenizer.vocabulary
+    raise CardError(f"a {type(tokenizer).__name__} cannot be stated by a card: it has no kind there")
 
 
 def tokenizer_of(cards: Iterable[Card]) -> SentencePiece | WordPiece:
@@ -88,10 +89,6 @@ def opened(said: Tokens, folder: Path) -> SentencePiece | WordPiece:
             f"tokenizer {said.file} has ids {tokenizer.table()}, expected {dict(said.ids)} as was stated"
         )
     return tokenizer
-
-
-def _path(tokenizer: Any) -> str:
-    return tokenizer.model if isinstance(tokenizer, SentencePiece) else tokenizer.vocabulary
 
 
 def _of_kind(said: Tokens, path: str) -> SentencePiece | WordPiece:

@@ -61,7 +61,7 @@ def test_a_file_that_is_another_or_has_other_ids_is_refused(tmp_path):
     assert card.tokenizer is not None
     ids = {**card.tokenizer.ids, "end": 5}
     wrong = dataclasses.replace(card, tokenizer=dataclasses.replace(card.tokenizer, ids=ids))
-    with pytest.raises(CardError, match="the card says .*'end': 5"):
+    with pytest.raises(CardError, match="expected .*'end': 5"):
         tokenizer_of([wrong])
     (tmp_path / "vocab.txt").write_text("x")
     with pytest.raises(CardError, match="vocab.txt has sha256"):

@@ -15,7 +15,7 @@ from fresh import compiled
 from mplug2 import modules
 from mplug2.errors import RecipeError
 from mplug2.modules import connector, decoder, fusion, heads, temporal, text, universal, vision
-from mplug2.modules.layers import gelu, quick_gelu
+from mplug2.modules.functions import gelu, quick_gelu
 from mplug2.network import Network
 from mplug2.roles import Config
 

@@ -70,14 +70,14 @@ class SentencePiece:
     model: str = "handwriting.model"
 
     @functools.cached_property
-    def _bytes(self) -> bytes:
+    def content(self) -> bytes:
         return shipped_or_read(self.model, "tokenizer", "name another with tokenizer.model=FILE")
 
     @functools.cached_property
     def _pieces(self) -> sentencepiece.SentencePieceProcessor:
         pieces = sentencepiece.SentencePieceProcessor()
         try:
-            pieces.LoadFromSerializedProto(self._bytes)
+            pieces.LoadFromSerializedProto(self.content)
         except RuntimeError:
             raise DataError(f'"{self.model}" is not a SentencePiece model') from None
         found = [
@@ -102,7 +102,7 @@ class SentencePiece:
     @property
     def sha256(self) -> str:
         """The content hash of the model file, for cards."""
-        return hashlib.sha256(self._bytes).hexdigest()
+        return hashlib.sha256(self.content).hexdigest()
 
     def encode(self, text: str, length: int) -> np.ndarray:
         if length < 2:

@@ -38,7 +38,7 @@ class WordPiece:
     lowercase: bool = True
 
     @functools.cached_property
-    def _bytes(self) -> bytes:
+    def content(self) -> bytes:
         advice = "put BERT's vocab.txt there, or name it with tokenizer.vocabulary=FILE"
         return shipped_or_read(self.vocabulary, "vocabulary", advice)
 
@@ -46,7 +46,7 @@ class WordPiece:
     def _ids(self) -> dict[str, int]:
         try:
             # Only line feeds part tokens: there are tokens that hold other separators of Unicode.
-            words = self._bytes.decode().removesuffix("\n").split("\n")
+            words = self.content.decode().removesuffix("\n").split("\n")
         except UnicodeDecodeError as error:
             raise DataError(f'vocabulary "{self.vocabulary}" is not UTF-8 (byte {error.start})') from None
         ids: dict[str, int] = {}
@@ -85,7 +85,7 @@ class WordPiece:
     @property
     def sha256(self) -> str:
         """The content hash of the vocabulary file, for cards."""
-        return hashlib.sha256(self._bytes).hexdigest()
+        return hashlib.sha256(self.content).hexdigest()
 
     def encode(self, text: str, length: int) -> np.ndarray:
         if length < 2:

@@ -1,0 +1,153 @@
+"""What layers compute: products, attention, activations, dropout. Functions of arrays; no parameter is owned
+here.
+
+Activations keep the dtype they come in; softmax and sums are float32. A dropout happens only where a key is
+given. Two gradients are written out, those of `dense` and `attention`, for the layouts that they work in.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from mplug2.roles import Array
+
+KEPT = "kept"
+
+PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_saveable, jax.checkpoint_policies.save_only_these_names(KEPT)
+)
+"""What the backward pass does not compute again, by Execution's remat "dots": products, and what drops out,
+which is a bit to save but slow to draw."""
+
+
+@jax.custom_vjp
+def dense(x: Array, kernel: Array) -> Array:
+    """`... I`, `I O` -> `... O`, multiplied in x's dtype, accumulated in float32.
+
+    The gradients are written out: the kernel's contracts all token axes at once, in the layout that the
+    kernel is stored in (XLA's own rule transposes it, a copy of every weight each step), and every product
+    accumulates in float32 (on CPUs a bfloat16 product that returns float32 is also twice as fast as one
+    that returns bfloat16).
+    """
+    return _product(x, kernel)
+
+
+def _product(x: Array, kernel: Array) -> Array:
+    return lax.dot_general(
+        x, kernel.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32
+    ).astype(x.dtype)
+
+
+def _dense_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    # Not `dense`: remat policies would see a call, not a product that is worth keeping.
+    return _product(x, kernel), (x, kernel)
+
+
+def _dense_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    to_x = lax.dot_general(
+        gradient,
+        kernel.astype(gradient.dtype),
+        (((gradient.ndim - 1,), (1,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
+    # As a product of two matrices: with several token axes XLA would transpose x first, a copy of every
+    # activation.
+    tokens, gradients = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    to_kernel = lax.dot_general(
+        tokens, gradients, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
+    )
+    return to_x.astype(x.dtype), to_kernel.astype(kernel.dtype)
+
+
+dense.defvjp(_dense_forward, _dense_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def attention(
+    query: Array, keys: Array, values: Array, mask: Array | None, kept: Array | None, rate: float
+) -> Array:
+    """Scaled dot-product attention by heads: `B K N D`, `B K M D`, `B K M D` -> `B K N D`; softmax in
+    float32. `mask`, True = may look, broadcasts to `B K N M`; weights that are not `kept`, `B K N M`, drop
+    out, at `rate`.
+
+    The gradients are written out: every product takes its factors as they lie (XLA's own rules turn them,
+    and the weights, several times), and the softmax needs a sum over D instead of one over M.
+    """
+    return _attention_forward(query, keys, values, mask, kept, rate)[0]
+
+
+def _attention_forward(
+    query: Array, keys: Array, values: Array, mask: Array | None, kept: Array | None, rate: float
+) -> tuple[Array, Any]:
+    scores = _by_head(query, keys, 3, 3)
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    weights = jnp.exp((scores - scores.max(-1, keepdims=True)) * query.shape[-1] ** -0.5)
+    share = 1 / weights.sum(-1, keepdims=True)  # of what is mixed, not of the weights: fewer to multiply
+    dropped = _dropped(weights, kept, rate).astype(values.dtype)
+    mixed = (_by_head(dropped, values, 3, 2) * share).astype(query.dtype)
+    return mixed, (query, keys, values, kept, weights, share, mixed)
+
+
+def _attention_backward(rate: float, saved: Any, gradient: Array) -> tuple[Array | None, ...]:
+    query, keys, values, kept, weights, share, mixed = saved
+    scaled = gradient * share
+    dropped = _dropped(weights, kept, rate).astype(values.dtype)
+    to_values = _by_head(dropped, scaled.astype(values.dtype), 2, 2)
+    to_weights = _dropped(_by_head(scaled.astype(values.dtype), values, 3, 3), kept, rate)
+    to_scores = weights * (to_weights - (scaled * mixed).sum(-1, keepdims=True)) * query.shape[-1] ** -0.5
+    to_scores = to_scores.astype(query.dtype)
+    to_query = _by_head(to_scores, keys, 3, 2)
+    to_keys = _by_head(to_scores, query, 2, 2)
+    return (
+        to_query.astype(query.dtype),
+        to_keys.astype(keys.dtype),
+        to_values.astype(values.dtype),
+        None,
+        None,
+    )
+
+
+attention.defvjp(_attention_forward, _attention_backward)
+
+
+def _by_head(left: Array, right: Array, left_axis: int, right_axis: int) -> Array:
+    """The product of every head of every example, summed over an axis of each, in float32."""
+    contracted = (((left_axis,), (right_axis,)), ((0, 1), (0, 1)))
+    return lax.dot_general(left, right, contracted, preferred_element_type=jnp.float32)
+
+
+def _dropped(x: Array, kept: Array | None, rate: float) -> Array:
+    return x if kept is None else jnp.where(kept, x / (1.0 - rate), 0)
+
+
+def quick_gelu(x: Array) -> Array:
+    """CLIP's approximation, x * sigmoid(1.702 x)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+def gelu(x: Array) -> Array:
+    """The exact one, with the error function, as BERT has it."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def dropout(x: Array, rate: float, key: Array | None) -> Array:
+    return _dropped(x, keep(key, rate, x.shape), rate).astype(x.dtype)
+
+
+def drop_path(branch: Array, rate: float, key: Array | None) -> Array:
+    """Drops the whole residual branch of some examples: `B ...`."""
+    shape = branch.shape[:1] + (1,) * (branch.ndim - 1)
+    return _dropped(branch, keep(key, rate, shape), rate).astype(branch.dtype)
+
+
+def keep(key: Array | None, rate: float, shape: tuple[int, ...]) -> Array | None:
+    """True where nothing drops out, at random; None where nothing does at all."""
+    if key is None or rate == 0.0:
+        return None
+    return checkpoint_name(jax.random.bernoulli(key, 1.0 - rate, shape), KEPT)

@@ -19,7 +19,7 @@ import numpy as np
 
 from mplug2 import placing, weights
 from mplug2.cache import Cache
-from mplug2.card import Card, File, Interface, Score, Tokens, Trained, interface, read_card
+from mplug2.card import Card, File, Interface, Parents, Score, Tokens, Trained, interface, read_card
 from mplug2.data.pixels import Preprocessing
 from mplug2.download import fetch
 from mplug2.errors import CardError, nearest
@@ -112,10 +112,16 @@ def _card_files(folder: Path) -> list[Path]:
 def load(card: Card) -> tuple[Config, Parameters]:
     """A module's config and parameters. Raises CardError unless the file is the card's own, by size and
     sha256, and holds the config's arrays and no other."""
+    return card.config, _widened(stored(card))
+
+
+def stored(card: Card) -> dict[str, np.ndarray]:
+    """A module's arrays by name as its file stores them, verified like `load`'s: read-only views of the
+    mapped file."""
     expected = _shapes({card.module: card.config}, f"card {card.name}")[card.module]
     arrays = _arrays(card)
     _gate(card, expected, arrays, initialise=(), skip=())
-    return card.config, _widened(arrays)
+    return arrays
 
 
 def load_onto(card: Card, mesh: jax.sharding.Mesh, *, verify: bool = True) -> Parameters:
@@ -388,6 +394,7 @@ def publish(
     source: str = "",
     paper: str = "",
     trained: Trained | None = None,
+    parents: Parents | None = None,
     scores: Mapping[str, Score] = NONE,
     urls: tuple[str, ...] = (),
     connects: Interface | None = None,
@@ -412,6 +419,7 @@ def publish(
         source=source,
         paper=paper,
         trained=trained,
+        parents=parents,
         scores=dict(scores),
         preprocessing=preprocessing,
         tokenizer=tokenizer,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mplug2 import files
-from mplug2.card import Card
+from mplug2.card import Card, Parent, Parents
 from mplug2.errors import CardError
 
 _ROUTE = """
@@ -61,6 +61,9 @@ def _section(card: Card) -> list[str]:
         rows["trained"] = f"recipe `{how.recipe}`, {how.steps} steps, seed {how.seed}, commit {how.commit}"
         rows["data"] = how.data
         rows["machine"] = how.machine
+    if (come := card.parents) is not None:
+        rows["parents"] = _descent(come)
+        rows["base"] = _parent(come.base) if come.base else ""
     if card.preprocessing is not None:
         rows["preprocessing"] = f"`{_config(card.preprocessing)}`"
     if card.tokenizer is not None:
@@ -73,6 +76,19 @@ def _section(card: Card) -> list[str]:
         between = f"{score.low:.4g} to {score.high:.4g}"
         lines.append(f"| {_cell(name)} | {_cell(score.metric)} | {score.value:.4g} | {between} | {score.n} |")
     return [*lines, ""]
+
+
+def _descent(come: Parents) -> str:
+    """The method with its settings, and each parent with its coefficient."""
+    settings = [f"{name} {value:.6g}" for name, value in come.settings.items()]
+    settings += [f"take {pattern}" for pattern in come.take]
+    said = f"`{come.method}`" + (f" ({', '.join(settings)})" if settings else "")
+    merged = [f"{one.coefficient:.6g} × {_parent(one)}" for one in come.merged]
+    return f"{said} of {', '.join(merged)}" if merged else said
+
+
+def _parent(one: Parent) -> str:
+    return f"{one.name} (sha256 `{one.sha256}`)"
 
 
 def _use(cards: list[Card], where: str) -> list[str]:

@@ -19,7 +19,7 @@ delta at once, each tensor is trimmed here, so that one tensor at a time is enou
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar, Protocol
@@ -35,6 +35,9 @@ Key = Sequence[int]
 
 def soup(parents: Arrays, shares: Sequence[float]) -> np.ndarray:
     """The mean, weighted by `shares`, which need not sum to 1."""
+    # Shares of the largest one: equal ones are exactly 1, so that the sum of a uniform soup is exact, and its
+    # mean the same in any order of parents.
+    shares = [share / max(shares) for share in shares]
     return _sum(parents, shares) / math.fsum(shares)
 
 
@@ -133,7 +136,7 @@ def _wide(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float64)
 
 
-def _with(arrays: Arrays, numbers: Sequence[float]) -> zip[tuple[np.ndarray, float]]:
+def _with(arrays: Arrays, numbers: Sequence[float]) -> Iterator[tuple[np.ndarray, float]]:
     return zip(arrays, numbers, strict=True)
 
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -116,18 +116,21 @@ def test_equal_magnitudes_share_their_fate_and_something_always_stays():
 # --- laws
 
 
+@settings(deadline=None)  # a busy machine is slow
 @given(rows(1), st.lists(st.integers(1, 9), min_size=1, max_size=5))
 def test_a_soup_of_equal_parents_is_the_parent(parent, shares):
     found = methods.soup([parent] * len(shares), shares).astype(np.float32)
     np.testing.assert_array_equal(found, parent)
 
 
+@settings(deadline=None)  # a busy machine is slow
 @given(rows(4), st.permutations(range(4)))
 def test_a_uniform_soup_knows_no_order(parents, order):
     one, other = (methods.soup(list(rows), (1,) * 4) for rows in (parents, parents[order]))
     np.testing.assert_array_equal(one, other)
 
 
+@settings(deadline=None)  # a busy machine is slow
 @given(rows(2), st.floats(0, 1))
 def test_slerp_begins_at_one_parent_and_ends_at_the_other(parents, share):
     one, other = parents
@@ -138,6 +141,7 @@ def test_slerp_begins_at_one_parent_and_ends_at_the_other(parents, share):
     )
 
 
+@settings(deadline=None)  # a busy machine is slow
 @given(rows(2), st.floats(0.01, 0.99))
 def test_slerp_of_unit_vectors_is_a_unit_vector(parents, share):
     one, other = parents.astype(np.float64)
@@ -147,6 +151,7 @@ def test_slerp_of_unit_vectors_is_a_unit_vector(parents, share):
             assert abs(np.linalg.norm(methods.slerp(one, other, share)) - 1) < 1e-9
 
 
+@settings(deadline=None)  # a busy machine is slow
 @given(rows(3))
 def test_one_parent_with_coefficient_1_is_the_parent_by_every_method_that_masks_nothing(drawn):
     base, parent, other = drawn
@@ -160,6 +165,7 @@ def test_one_parent_with_coefficient_1_is_the_parent_by_every_method_that_masks_
         np.testing.assert_array_equal(found.astype(np.float32), parent)
 
 
+@settings(deadline=None)  # a busy machine is slow
 @given(rows(3))
 def test_coefficients_of_0_give_the_base(drawn):
     base, *parents = drawn
@@ -169,6 +175,7 @@ def test_coefficients_of_0_give_the_base(drawn):
     np.testing.assert_array_equal(methods.breadcrumbs(base, parents, none, density=0.5, outliers=0.1), base)
 
 
+@settings(deadline=None)  # a busy machine is slow
 @given(rows(3), st.floats(-2, 2), st.floats(-2, 2))
 def test_dare_and_breadcrumbs_that_keep_everything_are_task_arithmetic(drawn, one, other):
     base, *parents = drawn
@@ -179,6 +186,7 @@ def test_dare_and_breadcrumbs_that_keep_everything_are_task_arithmetic(drawn, on
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
+@settings(deadline=None)  # a busy machine is slow
 @given(rows(3))
 def test_ties_of_deltas_of_one_sign_is_their_soup(drawn):
     base, *parents = drawn
@@ -187,6 +195,7 @@ def test_ties_of_deltas_of_one_sign_is_their_soup(drawn):
     np.testing.assert_allclose(found, methods.soup(parents, (1, 1)), rtol=1e-6)
 
 
+@settings(deadline=None)  # a busy machine is slow
 @given(rows(3), st.floats(0.05, 1))
 def test_ties_and_breadcrumbs_stay_between_the_base_and_the_parents(drawn, density):
     base, *parents = drawn

@@ -112,16 +112,22 @@ def _card_files(folder: Path) -> list[Path]:
 def load(card: Card) -> tuple[Config, Parameters]:
     """A module's config and parameters. Raises CardError unless the file is the card's own, by size and
     sha256, and holds the config's arrays and no other."""
-    return card.config, _widened(stored(card))
+    return card.config, _widened(stored(card)[0])
 
 
-def stored(card: Card) -> dict[str, np.ndarray]:
-    """A module's arrays by name as its file stores them, verified like `load`'s: read-only views of the
-    mapped file."""
-    expected = _shapes({card.module: card.config}, f"card {card.name}")[card.module]
-    arrays = _arrays(card)
-    _gate(card, expected, arrays, initialise=(), skip=())
-    return arrays
+def stored(*cards: Card) -> list[dict[str, np.ndarray]]:
+    """Of each card the module's arrays by name as its file stores them, verified like `load`'s: read-only
+    views of the mapped file."""
+    expected: dict[tuple[str, Config], Mapping[str, jax.ShapeDtypeStruct]] = {}
+    found = []
+    for card in cards:
+        kind = card.module, card.config
+        if kind not in expected:  # tracing a large config takes longer than opening its file
+            expected[kind] = _shapes({card.module: card.config}, f"card {card.name}")[card.module]
+        arrays = _arrays(card)
+        _gate(card, expected[kind], arrays, initialise=(), skip=())
+        found.append(arrays)
+    return found
 
 
 def load_onto(card: Card, mesh: jax.sharding.Mesh, *, verify: bool = True) -> Parameters:

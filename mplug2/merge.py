@@ -275,14 +275,13 @@ def _finite(score: float) -> float:
 def _written(plan: Plan) -> Card:
     """Writes a module and its card, each tensor as it is made."""
     card = plan.card
-    parents = [hub.stored(parent) for parent in plan.parents]
-    base = hub.stored(plan.base) if plan.base else None
+    files = hub.stored(*plan.parents, *([plan.base] if plan.base else []))
     dtype = weights.FLOATS[card.interface.dtype]
     axes = flat(Network({card.module: card.config}).axes[card.module])
-    kinds = {name: SimpleNamespace(shape=array.shape, dtype=dtype) for name, array in parents[0].items()}
+    kinds = {name: SimpleNamespace(shape=array.shape, dtype=dtype) for name, array in files[0].items()}
 
     def pieces(name: str) -> Iterator[np.ndarray]:
-        arrays = [*(parent[name] for parent in parents), *([base[name]] if base else [])]
+        arrays = [file[name] for file in files]
         stacked = axes[name][:1] == ("layers",)
         for layer in range(len(arrays[0])) if stacked else (-1,):
             tensors = [array[layer] if stacked else array for array in arrays]

@@ -12,15 +12,17 @@ import jsonschema
 import numpy as np
 import pytest
 
-from mplug2 import hub, merge, merge_methods, readme, weights
+from mplug2 import hub, lock, merge, merge_methods, readme, weights
 from mplug2.card import Card, Parent, Parents, Tokens, read_card
 from mplug2.data.pixels import Preprocessing
 from mplug2.errors import CardError
 from mplug2.merge_methods import Breadcrumbs, Dare, Graft, Slerp, Soup, TaskArithmetic, Ties
 from mplug2.modules import heads, vision
 from mplug2.network import Network, flat, nested
-from mplug2.run import read_run
+from mplug2.roles import Execution
+from mplug2.run import Run, read_run
 from mplug2.tools.main import main
+from mplug2.tools.publish import trained_from
 from mplug2.trained import restore
 
 MODULES = {"vision": vision.tiny(), "contrastive": heads.ContrastiveConfig(width=32, space=16)}
@@ -252,6 +254,31 @@ def test_what_parents_state_alike_is_stated_again_and_the_tokenizer_comes_along(
     card = merge.merge(tmp_path / "out", Soup(), places)["vision"]
     assert {name: getattr(card, name) for name in facts} == facts
     assert (tmp_path / "out" / "x.model").read_bytes() == b"words"
+
+
+def test_a_published_module_states_what_its_run_began_from(places, tmp_path):
+    card = hub.find(places["a"], "vision")
+    tokenizer = Tokens(file="x.model", sha256="c" * 64, ids={"pad": 0})
+    modules = {
+        "vision": lock.Part(config=card.config, mode="full", source="there", card=card.name, file=card.file),
+        "contrastive": lock.Part(config=MODULES["contrastive"], mode="init"),
+    }
+    locked = lock.Lock(
+        recipe="r",
+        overrides=(),
+        seed=0,
+        execution=Execution(),
+        preprocessing=Preprocessing(),
+        tokenizer=tokenizer,
+        modules=modules,
+    )
+    run = Run(path=tmp_path, recipe="r", overrides=(), settings={}, fingerprint="", sessions=())
+    assert trained_from(run, "vision") is None  # a run without a lock states nothing
+    locked.write(tmp_path / lock.FILE)
+    base = Parent(name="vision-a", sha256=card.file.sha256)
+    assert trained_from(run, "vision") == Parents(method="train", base=base)
+    assert trained_from(run, "contrastive") is None
+    assert "| base | vision-a" in readme.text([replace(card, parents=trained_from(run, "vision"))], "x")
 
 
 # --- what is refused

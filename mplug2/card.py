@@ -142,6 +142,37 @@ class Tokens:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parent:
+    """A module that another one came from: its card's name, the sha256 of its file, and the coefficient it
+    was taken with."""
+
+    name: str
+    sha256: str
+    coefficient: float = 1.0
+
+    def __post_init__(self):
+        _plain_name("name", self.name)
+        _hash("sha256", self.sha256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parents:
+    """What a module was merged from (mplug2.merge), or trained from: then `method` is "train" and only the
+    base is stated. `settings` are the method's numbers, `take` the names of the arrays that a graft took."""
+
+    method: str
+    merged: tuple[Parent, ...] = ()
+    base: Parent | None = None
+    settings: Mapping[str, float] = field(default_factory=dict)
+    take: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        _plain_name("method", self.method)
+        there = bool(self.merged) or self.base is not None
+        _expect(there, "merged", self.merged, "at least one parent, where no base is stated")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Card:
     """One published module. `module` is its name in a network (`vision`); `folder` is where the card was
     found."""
@@ -155,6 +186,7 @@ class Card:
     source: str = ""
     paper: str = ""
     trained: Trained | None = None
+    parents: Parents | None = None
     scores: Mapping[str, Score] = field(default_factory=dict)
     preprocessing: Preprocessing | None = None
     tokenizer: Tokens | None = None

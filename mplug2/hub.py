@@ -19,7 +19,7 @@ import numpy as np
 
 from mplug2 import placing, weights
 from mplug2.cache import Cache
-from mplug2.card import Card, File, Interface, Score, Tokens, Trained, interface, read_card
+from mplug2.card import Card, File, Interface, Parents, Score, Tokens, Trained, interface, read_card
 from mplug2.data.pixels import Preprocessing
 from mplug2.download import fetch
 from mplug2.errors import CardError, nearest
@@ -112,10 +112,22 @@ def _card_files(folder: Path) -> list[Path]:
 def load(card: Card) -> tuple[Config, Parameters]:
     """A module's config and parameters. Raises CardError unless the file is the card's own, by size and
     sha256, and holds the config's arrays and no other."""
-    expected = _shapes({card.module: card.config}, f"card {card.name}")[card.module]
-    arrays = _arrays(card)
-    _gate(card, expected, arrays, initialise=(), skip=())
-    return card.config, _widened(arrays)
+    return card.config, _widened(stored(card)[0])
+
+
+def stored(*cards: Card) -> list[dict[str, np.ndarray]]:
+    """Of each card the module's arrays by name as its file stores them, verified like `load`'s: read-only
+    views of the mapped file."""
+    expected: dict[tuple[str, Config], Mapping[str, jax.ShapeDtypeStruct]] = {}
+    found = []
+    for card in cards:
+        kind = card.module, card.config
+        if kind not in expected:  # tracing a large config takes longer than opening its file
+            expected[kind] = _shapes({card.module: card.config}, f"card {card.name}")[card.module]
+        arrays = _arrays(card)
+        _gate(card, expected[kind], arrays, initialise=(), skip=())
+        found.append(arrays)
+    return found
 
 
 def load_onto(card: Card, mesh: jax.sharding.Mesh, *, verify: bool = True) -> Parameters:
@@ -388,6 +400,7 @@ def publish(
     source: str = "",
     paper: str = "",
     trained: Trained | None = None,
+    parents: Parents | None = None,
     scores: Mapping[str, Score] = NONE,
     urls: tuple[str, ...] = (),
     connects: Interface | None = None,
@@ -412,6 +425,7 @@ def publish(
         source=source,
         paper=paper,
         trained=trained,
+        parents=parents,
         scores=dict(scores),
         preprocessing=preprocessing,
         tokenizer=tokenizer,

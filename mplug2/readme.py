@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mplug2 import files
-from mplug2.card import Card
+from mplug2.card import Card, Parent, Parents
 from mplug2.errors import CardError
 from mplug2.scores import said
 
@@ -62,6 +62,9 @@ def _section(card: Card) -> list[str]:
         rows["trained"] = f"recipe `{how.recipe}`, {how.steps} steps, seed {how.seed}, commit {how.commit}"
         rows["data"] = how.data
         rows["machine"] = how.machine
+    if (come := card.parents) is not None:
+        rows["parents"] = _descent(come)
+        rows["base"] = _parent(come.base) if come.base else ""
     if card.preprocessing is not None:
         rows["preprocessing"] = f"`{_config(card.preprocessing)}`"
     if card.tokenizer is not None:
@@ -74,6 +77,19 @@ def _section(card: Card) -> list[str]:
         value, low, high = (said(score.metric, number) for number in (score.value, score.low, score.high))
         lines.append(f"| {_cell(name)} | {_cell(score.metric)} | {value} | {low} to {high} | {score.n} |")
     return [*lines, ""]
+
+
+def _descent(come: Parents) -> str:
+    """The method with its settings, and each parent with its coefficient."""
+    settings = [f"{name} {value:.6g}" for name, value in come.settings.items()]
+    settings += [f"take {pattern}" for pattern in come.take]
+    said = f"`{come.method}`" + (f" ({', '.join(settings)})" if settings else "")
+    merged = [f"{one.coefficient:.6g} × {_parent(one)}" for one in come.merged]
+    return f"{said} of {', '.join(merged)}" if merged else said
+
+
+def _parent(one: Parent) -> str:
+    return f"{one.name} (sha256 `{one.sha256}`)"
 
 
 def _use(cards: list[Card], where: str) -> list[str]:

@@ -12,7 +12,7 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -151,24 +151,36 @@ def write(
 
     `path` holds the old file or the whole new one at any instant. Raises CardError if it cannot be written.
     """
+    return write_each(path, arrays, lambda name: [arrays[name]], metadata)
+
+
+def write_each(
+    path: Path,
+    kinds: Mapping[str, Any],
+    pieces: Callable[[str], Iterable[np.ndarray]],
+    metadata: Mapping[str, str] | None = None,
+) -> tuple[str, int]:
+    """As `write`, of arrays that are made while they are written: `kinds` tells each one's `shape` and
+    `dtype`, `pieces` gives it part after part, row-major. Raises CardError, too, where the parts are not the
+    whole."""
     codes = {dtype: code for code, dtype in _CODES.items() if dtype in FLOATS.values()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     position = 0
     # Wide types first, so that every array stands at a multiple of its item size; then by name: same arrays,
     # same file.
-    ordered = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
+    ordered = sorted(kinds, key=lambda name: (-kinds[name].dtype.itemsize, name))
     for name in ordered:
-        array = arrays[name]
-        if array.dtype not in codes:
+        kind = kinds[name]
+        if kind.dtype not in codes:
             raise CardError(
-                f"{path}: array {name!r} has dtype {array.dtype}, weights are written as {sorted(FLOATS)}"
+                f"{path}: array {name!r} has dtype {kind.dtype}, weights are written as {sorted(FLOATS)}"
             )
         header[name] = {
-            "dtype": codes[array.dtype],
-            "shape": list(array.shape),
-            "data_offsets": [position, position + array.nbytes],
+            "dtype": codes[kind.dtype],
+            "shape": list(kind.shape),
+            "data_offsets": [position, position + _size(kind)],
         }
-        position += array.nbytes
+        position += _size(kind)
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-(8 + len(encoded)) % _ALIGNMENT)
     digest = hashlib.sha256()
@@ -177,10 +189,21 @@ def write(
             digest.update(piece)
             file.write(piece)
         for name in ordered:
-            piece = np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data
-            digest.update(piece)
-            file.write(piece)
+            written = 0
+            for part in pieces(name):
+                piece = np.ascontiguousarray(part, kinds[name].dtype).reshape(-1).view(np.uint8).data
+                written += piece.nbytes
+                digest.update(piece)
+                file.write(piece)
+            if written != _size(kinds[name]):
+                raise CardError(
+                    f"{path}: array {name!r} takes {_size(kinds[name])} bytes, its parts have {written}"
+                )
     return digest.hexdigest(), 8 + len(encoded) + position
+
+
+def _size(kind: Any) -> int:
+    return math.prod(kind.shape) * kind.dtype.itemsize
 
 
 @contextlib.contextmanager

@@ -92,6 +92,8 @@ def test_the_schema_has_exactly_the_fields_of_the_dataclasses():
     parts = {"file": File, "trained": Trained, "interface": cards.Interface, "tokenizer": Tokens}
     parts = {SCHEMA["$defs"][name]["title"]: (SCHEMA["$defs"][name], kind) for name, kind in parts.items()}
     parts |= {"card": (SCHEMA, Card), "score": (SCHEMA["$defs"]["score"], Score)}
+    parts |= {"parents": (SCHEMA["$defs"]["parents"], cards.Parents)}
+    parts |= {"parent": (SCHEMA["$defs"]["parent"], cards.Parent)}
     for schema, kind in parts.values():
         fields = {f.name: f for f in dataclasses.fields(kind) if f.name != "folder"}
         missing = dataclasses.MISSING

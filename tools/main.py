@@ -20,6 +20,7 @@ COMMANDS = {
     "lock": ("lock", "write what a recipe is composed of, file by file, or check it"),
     "publish": ("publish", "write a run's modules as files with cards"),
     "compose": ("compose", "join modules of different origin, checked before anything is loaded"),
+    "merge": ("merge", "make one module of several: soups, SLERP, task arithmetic, TIES and others"),
     "bundle": ("bundle", "write a recipe's or a run's network as one folder or tar, for any machine"),
     "quickstart": ("quickstart", "evaluate the shipped modules, train from scratch, write a report"),
     "recipes": ("recipes", "list the recipes"),

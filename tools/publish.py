@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mplug2 import hub, overrides, readme, recipes
-from mplug2.card import Score, Trained
+from mplug2 import hub, lock, overrides, readme, recipes
+from mplug2.card import Parent, Parents, Score, Trained
 from mplug2.card_tokenizer import stated
 from mplug2.errors import CardError, nearest
 from mplug2.network import Network, Parameters
@@ -71,6 +71,7 @@ def publish(
             source=arguments.source,
             paper="arXiv:2302.00402",
             trained=trained(run, recipe, step),
+            parents=trained_from(run, module),
             scores=scores,
             urls=(f"{address}/{name}.safetensors",) if address else (),
             preprocessing=recipe.preprocessing if module in ("vision", "temporal") else None,
@@ -111,6 +112,15 @@ def trained(run: Run, recipe: Recipe, step: int) -> Trained:
             str(machine[fact]) for fact in ("processor", "cores", "devices") if fact in machine
         ),
     )
+
+
+def trained_from(run: Run, module: str) -> Parents | None:
+    """The published module that a run began this one from, as its lock says. Raises CardError."""
+    path = run.path / lock.FILE
+    part = lock.read(path).modules.get(module) if path.is_file() else None
+    if part is None or part.file is None:
+        return None
+    return Parents(method="train", base=Parent(name=part.card, sha256=part.file.sha256))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -25,7 +25,8 @@ def main(argv: list[str]) -> None:
     run = read_run(arguments.run)
     recipe = overrides.apply(recipes.find(run.recipe), run.overrides)
     step, network, params = restore(run, recipe)
-    chosen = arguments.module or list(network.configs)
+    # What was only adapted is published already: its delta's card names it.
+    chosen = arguments.module or [name for name in network.configs if recipe.mode(name) != "lora"]
     for module in chosen:
         if module not in network.configs:
             raise CardError(
@@ -75,6 +76,7 @@ def publish(
             urls=(f"{address}/{name}.safetensors",) if address else (),
             preprocessing=recipe.preprocessing if module in ("vision", "temporal") else None,
             tokenizer=tokens if hasattr(config, "vocabulary") else None,
+            base=hub.base_sha256(recipe, module),
         )
         cards.append(card)
         print(f"{card.weights}  {card.file.bytes / 1e6:.2f} MB  sha256 {card.file.sha256[:12]}")

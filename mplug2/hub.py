@@ -331,7 +331,8 @@ def check_base(delta: Card, base: Card | None) -> None:
     wanted = base_of(delta.module)
     if base is None:
         raise CardError(
-            f"card {delta.name} is a delta of the {wanted} of sha256 {delta.base}; there is no card of {wanted}"
+            f"card {delta.name} is a delta of the {wanted} of sha256 {delta.base}, "
+            f"no card of {wanted} is given"
         )
     if base.file.sha256 != delta.base:
         raise CardError(

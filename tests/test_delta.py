@@ -12,16 +12,21 @@ import pytest
 from fresh import compiled, fresh
 from toy import Numbers, batch, losses, run, same, toy, trainer
 
-from mplug2 import adapt, anatomy, hub, lock
+from mplug2 import adapt, anatomy, hub, lock, recipes
 from mplug2.card import read_card
 from mplug2.checkpoint import Checkpoints, fingerprint, restore_modules
+from mplug2.data.pixels import Preprocessing
+from mplug2.data.tokens import SentencePiece
 from mplug2.errors import CardError, CheckpointError, DataError, RecipeError
 from mplug2.modules import decoder, universal, vision
 from mplug2.modules.delta import BitFit, Bottleneck, Lora
 from mplug2.network import Network, flat
 from mplug2.overrides import apply
+from mplug2.predict import Predictor
 from mplug2.recipe import Recipe
 from mplug2.roles import Config, Form
+from mplug2.run import open_run
+from mplug2.tools.publish import main as publish
 from mplug2.train import train
 
 OF = universal.tiny()
@@ -248,7 +253,11 @@ def test_a_delta_is_a_small_share_of_what_full_training_trains():
 
 # --- publishing
 
-MODULES: dict[str, Config] = {"vision": vision.tiny(), "universal": OF, "decoder": decoder.tiny()}
+MODULES: dict[str, Config] = {
+    "vision": vision.tiny(),
+    "universal": OF,
+    "decoder": dataclasses.replace(decoder.tiny(), vocabulary=SentencePiece().size),
+}
 
 
 @pytest.fixture(scope="module")
@@ -345,3 +354,41 @@ def test_a_recipe_begins_a_delta_or_goes_on_from_a_published_one(published, tmp_
     )
     with pytest.raises(CardError, match="is a delta of the universal of sha256"):
         hub.assemble(wrong)
+
+
+def test_requests_choose_their_delta_and_nothing_is_compiled_again(published):
+    clips = np.random.default_rng(1).integers(0, 256, (2, 1, 32, 32, 3), np.uint8)
+    cards = hub.cards(published / "base")
+    bare = Predictor(*hub.compose(*cards.values()), SentencePiece(), Preprocessing())
+    bare.cards = cards
+    before = bare.caption(clips)
+    mine = bare.adapted(published / "delta")
+    both = Predictor(*hub.compose(*cards.values(), published / "delta"), SentencePiece(), Preprocessing())
+    assert mine.caption(clips) == both.caption(clips)
+    assert len(mine._compiled) == 1 and mine._compiled._known is bare._compiled._known
+    ((compute, _),) = [(known._cache_size(), name) for name, known in mine._compiled._known.items()]
+    assert compute == 1
+    assert bare.caption(clips) == before == mine.adapted().caption(clips)
+    same(bare.params, mine.adapted().params)
+    delta = hub.find(published / "delta")
+    with pytest.raises(CardError, match=f"delta of the universal of sha256 {'0' * 64}, card universal-a has"):
+        bare.adapted(dataclasses.replace(delta, base="0" * 64))
+
+
+def test_what_a_run_learned_is_published_as_a_delta_or_merged(published, tmp_path, monkeypatch):
+    recipe = lora_recipe(published)
+    monkeypatch.setattr(recipes, "find", lambda name: recipe)
+    own = {"universal_delta": adapted()[1]["universal_delta"]}
+    monkeypatch.setattr(
+        "mplug2.trained.restore_modules", lambda path, names: (7, {name: own[name] for name in names})
+    )
+    open_run(tmp_path / "run", recipe)
+    words = [str(tmp_path / "run"), "--dtype", "float32", "--family", "mine"]
+    publish([*words, "--module", "universal_delta", "--to", str(tmp_path / "delta")])
+    network, params = hub.compose(published / "base", tmp_path / "delta")
+    same(params["universal_delta"], own["universal_delta"])
+    assert "and no other" in (tmp_path / "delta" / "README.md").read_text()
+    publish([*words, "--merged", "--module", "universal", "--to", str(tmp_path / "merged")])
+    config, merged = hub.load(hub.find(tmp_path / "merged"))
+    assert config == OF
+    same(merged, adapt.merge(network, params)[1]["universal"])

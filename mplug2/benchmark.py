@@ -108,7 +108,7 @@ def measure_step(
     """Times `steps` train steps of `recipe` on one batch an objective (`{feed: batch}`, clips uint8),
     after one step that is not counted. The state is made here, from the recipe's seed, whatever its modes
     and cards say."""
-    network = Network(recipe.modules, recipe.execution)
+    network = Network(recipe.parts, recipe.execution)
     trainer = Trainer(recipe, network)
     frozen_shapes = {name: network.shapes[name] for name in network.configs if name not in trainer.names}
     shapes = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), dict(batches))
@@ -166,7 +166,7 @@ def measure_step(
 def step_flops(recipe: Recipe, batches: Any) -> float:
     """FLOPs of the products of a step, forward and backward, read off the jaxpr of its gradient."""
     once = replace(recipe, execution=replace(recipe.execution, remat="none", scan=True))
-    network = Network(once.modules, once.execution)
+    network = Network(once.parts, once.execution)
     trainer = Trainer(once, network)
     params = {name: network.shapes[name] for name in trainer.names}
     frozen = {name: network.shapes[name] for name in network.configs if name not in trainer.names}

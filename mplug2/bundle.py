@@ -47,7 +47,7 @@ def write(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CardError(f"{folder} is there already: give another place for the bundle")
     parts: dict[str, Part] = {}
-    for module, config in recipe.modules.items():
+    for module, config in recipe.parts.items():
         if module in trained:
             name = f"{module}-{recipe.name.replace('.', '-').replace(' ', '-')}"
             states = module in ("vision", "temporal")
@@ -60,6 +60,7 @@ def write(
                 trained=facts,
                 preprocessing=recipe.preprocessing if states else None,
                 tokenizer=locked.tokenizer if hasattr(config, "vocabulary") else None,
+                base=hub.base_sha256(recipe, module),
             )
         else:
             card = _copied(hub.card_of(recipe, module), folder)
@@ -107,7 +108,7 @@ def _load(folder: Path) -> Bundle:
 def check_recipe(bundle: Bundle, recipe: Recipe) -> None:
     """Raises CardError, with both sides, unless a recipe found by the bundle's lock has the bundle's
     modules."""
-    theirs: Mapping[str, object] = recipe.modules
+    theirs: Mapping[str, object] = recipe.parts
     if theirs != bundle.network.configs:
         differing = [
             difference

@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 from mplug2.data.pixels import Preprocessing
 from mplug2.errors import CardError, Mplug2Error, nearest
 from mplug2.remote import SCHEMES
-from mplug2.roles import Config
+from mplug2.roles import Config, base_of
 from mplug2.weights import FLOATS, replacing
 
 ZOO = "mplug2.modules"
@@ -174,8 +174,8 @@ class Parents:
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One published module. `module` is its name in a network (`vision`); `folder` is where the card was
-    found."""
+    """One published module. `module` is its name in a network (`vision`); `base`, of a delta only
+    (`vision_delta`), is the sha256 of the weights that it adapts; `folder` is where the card was found."""
 
     name: str
     module: str
@@ -190,11 +190,17 @@ class Card:
     scores: Mapping[str, Score] = field(default_factory=dict)
     preprocessing: Preprocessing | None = None
     tokenizer: Tokens | None = None
+    base: str | None = None
     folder: Path = field(default=Path(), compare=False, repr=False)
 
     def __post_init__(self):
         _plain_name("name", self.name)
         _expect(self.module.isidentifier(), "module", self.module, "the name of a module in a network")
+        if (of := base_of(self.module)) is None:
+            _expect(self.base is None, "base", self.base, f"nothing, {self.module} is no delta")
+        else:
+            _expect(self.base is not None, "base", self.base, f"the sha256 of the {of} that it adapts")
+            _hash("base", self.base or "")
         _expect(bool(self.licence), "licence", self.licence, "an SPDX name")
         for name in ("width", "vocabulary"):
             said, real = getattr(self.interface, name), getattr(self.config, name, None)
@@ -213,7 +219,9 @@ class Card:
 
 
 def interface(module: str, config: Config, dtype: str) -> Interface:
-    """The interface of a module that STREAMS knows. Raises CardError for another: it must be stated."""
+    """The interface of a module that STREAMS knows, or of its delta, which is its base's. Raises CardError
+    for another: it must be stated."""
+    module, config = base_of(module) or module, getattr(config, "of", config)
     if module not in STREAMS:
         raise CardError(
             f"module {module!r} is none of {sorted(STREAMS)}{nearest(module, STREAMS)}: "

@@ -77,7 +77,7 @@ def check_modules(recipe: Recipe) -> None:
 
 def abstract_network(recipe: Recipe) -> Network:
     """The recipe's network for tracing: scanned, because a scan refuses stacks of unequal depth."""
-    return Network(recipe.modules, replace(recipe.execution, scan=True))
+    return Network(recipe.parts, replace(recipe.execution, scan=True))
 
 
 class _Wordless:

@@ -28,7 +28,7 @@ from mplug2.loading import Line, Report
 from mplug2.meter import Bar, Meter
 from mplug2.network import Network, Parameters, flat, nested
 from mplug2.recipe import Recipe
-from mplug2.roles import Config, Execution
+from mplug2.roles import DELTA, Config, Execution, base_of
 
 DEFAULT = "small"
 """The family of shelf cards (`vision-small`, `text-small`, ...) that commands use when told nothing."""
@@ -243,20 +243,23 @@ def _listing(names: list[str], most: int = 12) -> str:
 
 
 def on_shelf(recipe: Recipe) -> Recipe:
-    """The recipe with every module loaded: from the card it names, else from the shelf's. Raises
-    CardError."""
+    """The recipe with every module loaded: from the card it names, else from the shelf's, and with
+    the deltas that it names cards of. Raises CardError."""
     there = {module: card.name for module, card in cards().items()} if shelf() else {}
-    chosen = {**{module: name for module, name in there.items() if module in recipe.modules}, **recipe.cards}
+    there = {module: name for module, name in there.items() if module in recipe.modules}
+    chosen = {**there, **recipe.cards}
     if missing := sorted(set(recipe.modules) - set(chosen)):
         raise CardError(
             f"recipe {recipe.name}: no card of {', '.join(missing)} is on the shelf, which holds "
             f"{shelf()}; train the recipe and use its run directory"
         )
-    return dataclasses.replace(recipe, modes=dict.fromkeys(recipe.modules, "full"), cards=chosen)
+    # A delta that no card is named for would be a fresh one, which changes nothing.
+    modes = {module: "lora" if module + DELTA in chosen else "full" for module in recipe.modules}
+    return dataclasses.replace(recipe, modes={**dict.fromkeys(chosen, "full"), **modes}, cards=chosen)
 
 
 def loaded(recipe: Recipe, *, initialise: Rules = NONE, skip: Rules = NONE) -> tuple[Parameters, Report]:
-    """What a recipe's modes `full` and `frozen` load, arrays that are to be initialised left out, and the
+    """What a recipe's modes other than `init` load, arrays that are to be initialised left out, and the
     account of all.
 
     `initialise` and `skip` are the rules by which arrays of a network or of a file may be excused. Raises
@@ -264,15 +267,16 @@ def loaded(recipe: Recipe, *, initialise: Rules = NONE, skip: Rules = NONE) -> t
     """
     params: Parameters = {}
     lines: list[Line] = []
-    shapes = {name: flat(tree) for name, tree in Network(recipe.modules).shapes.items()}
+    parts = recipe.parts
+    shapes = {name: flat(tree) for name, tree in Network(parts).shapes.items()}
     for name, rules in (("initialise", initialise), ("skip", skip)):
         for module in rules:
-            if module not in recipe.modules or recipe.mode(module) == "init":
-                loads = [other for other in recipe.modules if recipe.mode(other) != "init"]
+            if module not in parts or recipe.mode(module) == "init":
+                loads = [other for other in parts if recipe.mode(other) != "init"]
                 raise CardError(
                     f"rule {name}: module {module!r} is not loaded, {loads} are{nearest(module, loads)}"
                 )
-    for module in recipe.modules:
+    for module in parts:
         expected, mode = shapes[module], recipe.mode(module)
         if mode == "init":
             lines.append(Line.of(module, mode, initialised=expected))
@@ -309,12 +313,46 @@ def card_of(recipe: Recipe, module: str) -> Card:
         raise CardError(
             f"recipe {recipe.name}: module {module!r} is loaded from card {card.name}, one of {card.module!r}"
         )
-    if differing := differences(card.config, recipe.modules[module]):
+    if differing := differences(card.config, recipe.parts[module]):
         raise CardError(
             f"recipe {recipe.name}: card {card.name} has another {module} than the recipe: "
             + _listing(differing)
         )
+    if base := base_of(module):
+        check_base(card, card_of(recipe, base))
     return card
+
+
+def base_sha256(recipe: Recipe, module: str) -> str | None:
+    """For a delta, the sha256 of the file that a recipe loads its base from. Raises CardError."""
+    base = base_of(module)
+    return card_of(recipe, base).file.sha256 if base else None
+
+
+def deltas(bases: Mapping[str, Card], *where: Card | str | Path) -> dict[str, tuple[Config, Parameters]]:
+    """Deltas by the name of the module that they adapt, loaded. Raises CardError unless `bases`, by module,
+    are the very ones that they were trained on."""
+    found = {module: card for module, card in cards(*where).items() if base_of(module)}
+    for module, card in found.items():
+        check_base(card, bases.get(base_of(module) or ""))
+    return {base_of(module) or module: load(card) for module, card in found.items()}
+
+
+def check_base(delta: Card, base: Card | None) -> None:
+    """Raises CardError, with both sides, unless `base` is the very module that a delta was trained on."""
+    wanted = base_of(delta.module)
+    if base is None:
+        raise CardError(
+            f"card {delta.name} is a delta of the {wanted} of sha256 {delta.base}, "
+            f"no card of {wanted} is given"
+        )
+    if base.file.sha256 != delta.base:
+        raise CardError(
+            f"card {delta.name} is a delta of the {wanted} of sha256 {delta.base}, "
+            f"card {base.name} has sha256 {base.file.sha256}"
+        )
+    if differing := differences(getattr(delta.config, "of", None), base.config):
+        raise CardError(f"cards {delta.name} and {base.name} do not fit: {_listing(differing)}")
 
 
 def assemble(
@@ -322,15 +360,14 @@ def assemble(
 ) -> tuple[Network, Parameters, Report]:
     """A recipe's network, its parameters by each module's mode, and the account of every array. Raises
     CardError."""
-    network = Network(recipe.modules, recipe.execution)
+    parts = recipe.parts
+    network = Network(parts, recipe.execution)
     params, report = loaded(recipe, initialise=initialise, skip=skip)
     begun = [line.module for line in report.lines if line.initialised]
-    fresh = jax.jit(Network({name: recipe.modules[name] for name in begun}, recipe.execution).init)(
-        recipe.seed
-    )
+    fresh = jax.jit(Network({name: parts[name] for name in begun}, recipe.execution).init)(recipe.seed)
     for module in begun:
         params[module] = _nested(flat(fresh[module]) | flat(params.get(module, {})))
-    return network, {module: params[module] for module in recipe.modules}, report
+    return network, {module: params[module] for module in parts}, report
 
 
 def compose(*chosen: Card | str | Path, execution: Execution = Execution()) -> tuple[Network, Parameters]:
@@ -348,8 +385,11 @@ def join(
 ) -> tuple[Network, Parameters, Report]:
     """A network of cards by module and of `fresh` modules, begun from `seed`, with the account of every
     array. Raises CardError where two do not fit, before anything is downloaded or compiled."""
+    deltas = {module: card for module, card in by_module.items() if base_of(module)}
     drafts = {module: draft(f"{module}-new", module, config) for module, config in fresh.items()}
-    check_fit({**by_module, **drafts})
+    check_fit({module: card for module, card in {**by_module, **drafts}.items() if module not in deltas})
+    for module, card in deltas.items():
+        check_base(card, by_module.get(base_of(module) or ""))
     configs = {module: card.config for module, card in {**by_module, **drafts}.items()}
     check_routes(
         configs, next((card.preprocessing for card in by_module.values() if card.preprocessing), None)
@@ -376,7 +416,9 @@ def join(
 # --- Publish
 
 
-def draft(name: str, module: str, config: Config, connects: Interface | None = None) -> Card:
+def draft(
+    name: str, module: str, config: Config, connects: Interface | None = None, base: str | None = None
+) -> Card:
     """The card of a module whose file is still to be written."""
     return Card(
         name=name,
@@ -385,6 +427,7 @@ def draft(name: str, module: str, config: Config, connects: Interface | None = N
         file=File(path=f"{name}.safetensors", sha256="0" * 64, bytes=1),
         interface=connects or interface(module, config, "float32"),
         licence="Apache-2.0",
+        base=base,
     )
 
 
@@ -406,11 +449,13 @@ def publish(
     connects: Interface | None = None,
     preprocessing: Preprocessing | None = None,
     tokenizer: Tokens | None = None,
+    base: str | None = None,
 ) -> Card:
     """Writes one module as `<name>.safetensors` and `<name>.json` into `folder` and returns its card.
 
-    `params` is the module's own nested dict. Raises CardError when its arrays are not the config's or not
-    finite, in their own type or in `dtype`, and when the files cannot be written.
+    `params` is the module's own nested dict; `base` is the sha256 of what a delta adapts. Raises CardError
+    when its arrays are not the config's or not finite, in their own type or in `dtype`, and when the files
+    cannot be written.
     """
     if dtype not in weights.FLOATS:
         raise CardError(
@@ -420,7 +465,7 @@ def publish(
     arrays = {key: np.asarray(array) for key, array in flat(params).items()}
     path = Path(folder) / f"{name}.safetensors"
     card = dataclasses.replace(
-        draft(name, module, config, connects or interface(module, config, dtype)),
+        draft(name, module, config, connects or interface(module, config, dtype), base),
         licence=licence,
         source=source,
         paper=paper,

@@ -4,6 +4,7 @@ The functions are the tasks of mplug2.tasks without their losses. Over a split b
 the last one is filled up, and what was filled up is cut off again.
 """
 
+import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -174,25 +175,33 @@ Compute = Callable[[Mapping[str, Any]], Any]
 
 
 class Compiled:
-    """Outputs of one network with its parameters: each is compiled once for each shape of a batch."""
+    """Outputs of one network with its parameters, deltas merged into them: each is compiled once for each
+    shape of a batch."""
 
     def __init__(self, network: Network, params: Parameters, preprocessing: Preprocessing):
-        self._network, self._params, self._preprocessing = network, params, preprocessing
-        self._known: dict[tuple, Compute] = {}
+        self._network, self._params, self._preprocessing = network, network.adapted(params), preprocessing
+        self._known: dict[tuple, Callable[[Parameters, Batch], Any]] = {}
+
+    def on(self, network: Network, params: Parameters) -> "Compiled":
+        """The same programs on parameters that are adapted otherwise: `params` of `network`, which has the
+        same modules and any deltas. Nothing is compiled again where the shapes are the same."""
+        other = copy.copy(self)
+        other._params = network.adapted(params)
+        return other
 
     def __call__(self, outputs: Callable[..., Any], *fixed: Any) -> Compute:
         """`outputs(*fixed, batch, **modules)`. Raises RecipeError, naming it, on a module that is missing."""
         if (outputs, *fixed) not in self._known:
-            params = select(outputs, self._params)
+            select(outputs, self._params)
 
-            @jax.jit
             def compute(params: Parameters, batch: Batch) -> Any:
                 if "clips" in batch:
                     batch = dict(batch) | {"clips": self._preprocessing.to_float(batch["clips"])}
                 return outputs(*fixed, batch, **self._network.bind(params))
 
-            self._known[outputs, *fixed] = lambda batch: jax.device_get(compute(params, batch))
-        return self._known[outputs, *fixed]
+            self._known[outputs, *fixed] = jax.jit(compute)
+        known, params = self._known[outputs, *fixed], select(outputs, self._params)
+        return lambda batch: jax.device_get(known(params, batch))
 
     def __len__(self) -> int:
         return len(self._known)

@@ -73,12 +73,12 @@ def of(recipe: Recipe, name: str = "", overrides: Sequence[str] = ()) -> Lock:
         execution=recipe.execution,
         preprocessing=recipe.preprocessing,
         tokenizer=tokens_of(recipe.tokenizer),
-        modules={module: _part(recipe, module) for module in recipe.modules},
+        modules={module: _part(recipe, module) for module in recipe.parts},
     )
 
 
 def _part(recipe: Recipe, module: str) -> Part:
-    config, mode = recipe.modules[module], recipe.mode(module)
+    config, mode = recipe.parts[module], recipe.mode(module)
     if mode == "init":
         return Part(config=config, mode=mode)
     card = hub.card_of(recipe, module)

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.core import Tracer
 
 from mplug2.errors import RecipeError, nearest
-from mplug2.roles import Array, Config, Execution
+from mplug2.roles import Array, Config, Execution, base_of
 
 Parameters = dict[str, Any]
 
@@ -61,12 +61,23 @@ class Network:
 
     def bind(self, params: Parameters) -> dict[str, Any]:
         """Module objects around `params`; call it inside the function that is jitted. Tasks that call a
-        module with the very same arrays share one computation, forward and backward."""
+        module with the very same arrays share one computation, forward and backward. A module whose delta
+        is among `params` computes with adapted ones."""
+        params = self.adapted(params)
         return {
             name: Once(nnx.merge(graph, params[name]))
             for name, graph in self._graphs.items()
             if name in params
         }
+
+    def adapted(self, params: Parameters) -> Parameters:
+        """`params` with every delta applied to the module that it is of, and gone: other arrays are the very
+        same. (Outside a trace this merges them.)"""
+        applied = {name: tree for name, tree in params.items() if base_of(name) is None}
+        for name, base in ((name, base_of(name)) for name in params):
+            if base in applied:
+                applied[base] = nnx.merge(self._graphs[name], params[name])(applied[base])
+        return applied
 
 
 class Once:

@@ -5,8 +5,9 @@ Each of the three is one compiled function of mplug2.inference, compiled once fo
 batches of one size are fast. It composes what it needs, so a network without `text` still captions.
 """
 
+import copy
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mplug2 import hub
+from mplug2 import adapt, hub
 from mplug2.card import Card
 from mplug2.card_tokenizer import tokenizer_of
 from mplug2.data.clips import frame_count, read_video
@@ -24,6 +25,7 @@ from mplug2.data.tokens import Tokenizer
 from mplug2.data.wording import Wording
 from mplug2.errors import CardError, DataError
 from mplug2.generate import Greedy, Search
+from mplug2.hub import NONE
 from mplug2.inference import (
     Compiled,
     Writer,
@@ -67,6 +69,7 @@ class Predictor:
         special = tokenizer.table()
         self._write = Writer(search, special["begin"], special["end"])
         self._compiled = Compiled(network, self.params, preprocessing)
+        self.cards: Mapping[str, Card] = NONE
 
     @classmethod
     def of(cls, *cards: Card | str | Path) -> "Predictor":
@@ -74,7 +77,20 @@ class Predictor:
         preprocessing that the cards state. Raises CardError where they do not fit together, or state none."""
         chosen = hub.cards(*cards)
         network, params = hub.compose(*chosen.values())
-        return cls(network, params, tokenizer_of(chosen.values()), preprocessing_of(chosen.values()))
+        made = cls(network, params, tokenizer_of(chosen.values()), preprocessing_of(chosen.values()))
+        made.cards = chosen
+        return made
+
+    def adapted(self, *cards: Card | str | Path, deltas: adapt.Deltas = NONE) -> "Predictor":
+        """This predictor with these deltas and no others, of cards or as they are: ask the one that a request
+        wants. They share what is compiled, and this one stays as it is. Raises CardError for the delta of
+        another base than the card that this predictor is of, RecipeError for one of another module."""
+        loaded = hub.deltas(self.cards, *cards) if cards else {}
+        other = copy.copy(self)
+        other.network, other.params = adapt.beside(self.network, self.params, {**loaded, **deltas})
+        other.params = jax.tree.map(jnp.asarray, other.params)
+        other._compiled = self._compiled.on(other.network, other.params)
+        return other
 
     def image(self, path: str | Path) -> np.ndarray:
         """A picture file -> clips uint8 `1 1 H W C`. Raises DataError for one that cannot be read."""

@@ -8,6 +8,7 @@ from typing import Any
 from mplug2 import files
 from mplug2.card import Card, Parent, Parents
 from mplug2.errors import CardError
+from mplug2.roles import base_of
 from mplug2.scores import said
 
 _ROUTE = """
@@ -54,6 +55,7 @@ def _section(card: Card) -> list[str]:
         "module": f"`{card.module}`: {', '.join(seen.reads)} → {', '.join(seen.writes)}; {wide}",
         "config": f"`{_config(card.config)}`",
         "file": f"`{card.file.path}`, {card.file.bytes / 1e6:.2f} MB, sha256 `{card.file.sha256}`",
+        "adapts": f"the `{base_of(card.module)}` of sha256 `{card.base}`, and no other" if card.base else "",
         "licence": card.licence,
         "source": card.source,
         "paper": card.paper,

@@ -14,10 +14,10 @@ from mplug2.data.stream import Feed
 from mplug2.data.tokens import SentencePiece, Tokenizer
 from mplug2.errors import RecipeError, nearest
 from mplug2.network import select
-from mplug2.roles import Config, Execution
+from mplug2.roles import DELTA, Config, Execution, Form, base_of
 from mplug2.sharding import Mesh
 
-Mode = Literal["init", "full", "frozen"]
+Mode = Literal["init", "full", "frozen", "lora"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +75,15 @@ class OfficialAdamW(AdamW):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """`modules`: configs by name; `modes`: `init` (fresh, the default), `full` (loaded, trained) or
-    `frozen` (loaded, kept), by module; `cards`: where loaded modules come from; `learning_rates`: factors
-    by module, 1 where unsaid; `objectives`: what is learned, all of them in every step, losses summed by
-    weight; `evaluations`: what is measured; `compiler`: XLA's own options for the training step, by name.
+    """`modules`: configs by name; `modes`: `init` (fresh, the default), `full` (loaded, trained), `frozen`
+    (loaded, kept) or `lora` (loaded, kept, and adapted by a delta that is trained), by module; `deltas`: the
+    form of a module's delta, where its mode is `lora`; `cards`: where loaded modules come from;
+    `learning_rates`: factors by module, 1 where unsaid; `objectives`: what is learned, all of them in every
+    step, losses summed by weight; `evaluations`: what is measured; `compiler`: XLA's own options for the
+    training step, by name.
+
+    In modes, cards and learning_rates, `universal_delta` is the delta of `universal`: a module of its own,
+    fresh unless its mode says otherwise.
     """
 
     name: str
@@ -86,6 +91,7 @@ class Recipe:
     objectives: Mapping[str, Objective]
     evaluations: Mapping[str, Any] = field(default_factory=dict)
     modes: Mapping[str, Mode] = field(default_factory=dict)
+    deltas: Mapping[str, Form] = field(default_factory=dict)
     cards: Mapping[str, str] = field(default_factory=dict)
     learning_rates: Mapping[str, float] = field(default_factory=dict)
     tokenizer: Tokenizer = field(default_factory=SentencePiece)
@@ -107,15 +113,26 @@ class Recipe:
     def __post_init__(self):
         for objective in self.objectives.values():
             select(objective.task, self.modules)
+        for name in self.modules:
+            if base_of(name) is not None:
+                raise RecipeError(
+                    f"recipe {self.name}: {name} is the name of a delta: give {base_of(name)} the mode lora"
+                )
+            if self.mode(name) == "lora" and name not in self.deltas:
+                raise RecipeError(
+                    f"recipe {self.name}: mode lora of {name} needs the form of its delta (deltas.{name})"
+                )
         for label, names in (
+            ("deltas", self.deltas),
             ("modes", self.modes),
             ("cards", self.cards),
             ("learning_rates", self.learning_rates),
         ):
-            for name in set(names) - set(self.modules):
+            known = self.modules if label == "deltas" else self.parts
+            for name in set(names) - set(known):
                 raise RecipeError(
                     f"recipe {self.name}: {label} names module {name!r}, "
-                    f"the recipe selects {sorted(self.modules)}" + nearest(name, self.modules)
+                    f"the recipe selects {sorted(known)}" + nearest(name, known)
                 )
         for name in ("steps", "accumulate", "log_every", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
@@ -123,9 +140,9 @@ class Recipe:
         if not 0 <= self.ema < 1:
             raise RecipeError(f"recipe {self.name}: ema is {self.ema}, expected from 0 to below 1")
         for name, mode in self.modes.items():
-            if mode not in ("init", "full", "frozen"):
+            if mode not in ("init", "full", "frozen", "lora"):
                 raise RecipeError(
-                    f"recipe {self.name}: mode of {name} is {mode!r}, expected init, full or frozen"
+                    f"recipe {self.name}: mode of {name} is {mode!r}, expected init, full, frozen or lora"
                 )
             if mode != "init" and name not in self.cards:
                 raise RecipeError(
@@ -134,6 +151,19 @@ class Recipe:
 
     def mode(self, module: str) -> Mode:
         return self.modes.get(module, "init")
+
+    @property
+    def parts(self) -> dict[str, Config]:
+        """What the network is made of: the modules, and the deltas of those whose mode is `lora`."""
+        adapted = [name for name in self.modules if self.mode(name) == "lora" and name in self.deltas]
+        return {
+            **self.modules,
+            **{name + DELTA: self.deltas[name].delta(self.modules[name]) for name in adapted},
+        }
+
+    def trains(self, module: str) -> bool:
+        """Whether a part's own parameters change."""
+        return self.mode(module) in ("init", "full")
 
     @property
     def feeds(self) -> dict[str, Feed]:

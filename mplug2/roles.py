@@ -5,6 +5,7 @@ Axis letters, used in every docstring, einops pattern (lower case) and test of t
 vocabulary, `L` layers, `R` rows decoded side by side for one input (beams or samples).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -38,6 +39,27 @@ class Config(Protocol):
     """A module's configuration: a frozen dataclass that can build the module."""
 
     def build(self, *, rngs: nnx.Rngs, execution: Execution) -> Any: ...
+
+
+DELTA = "_delta"
+"""A module's delta is called like the module, with this at the end."""
+
+
+def base_of(name: str) -> str | None:
+    """`universal_delta` -> `universal`: the module that a delta is of; None for what is not one."""
+    return name.removesuffix(DELTA) if name.endswith(DELTA) else None
+
+
+class Delta(Protocol):
+    """Adapts a module: the base's parameters -> those that it computes with, nested dict -> nested dict."""
+
+    def __call__(self, params: Mapping[str, Any]) -> dict[str, Any]: ...
+
+
+class Form(Protocol):
+    """How a module is adapted (LoRA of a rank, ...): gives the config of such a delta of a module."""
+
+    def delta(self, config: Config) -> Config: ...
 
 
 class Temporal(Protocol):

@@ -114,6 +114,10 @@ def settings(recipe: Recipe) -> dict[str, str]:
     """Every field of a recipe that decides what is computed, flat: `{"optimizer.learning_rate": "0.001",
     ...}`."""
     fields = _described(recipe)
+    # The form of a delta decides something only where there is one.
+    used = {name: form for name, form in recipe.deltas.items() if recipe.mode(name) == "lora"}
+    fields.pop("deltas")
+    fields |= {"deltas": _described(used)} if used else {}
     return flat({name: value for name, value in fields.items() if name not in OPERATION})
 
 

@@ -2,8 +2,8 @@
 
 State is a dict: `step` (steps done), `params` and, if the recipe keeps a running average, `ema` (`{module:
 nested dict}` of the trained modules), `moments` of the optimizer, `window` (sums of the metrics since the
-last line of the log) and `bad` (the first step whose numbers were not finite, with them). Frozen modules are
-an argument, never differentiated.
+last line of the log) and `bad` (the first step whose numbers were not finite, with them). Frozen modules, and
+those that are adapted by a delta, are an argument, never differentiated.
 
 Batches are by feed (`Recipe.feeds`). Every objective's loss is computed in every step; what is minimised is
 their sum by weight. With accumulation, a batch is cut into `accumulate` parts whose gradients are averaged (a
@@ -37,7 +37,7 @@ on CPUs compiling those copies takes several times as long as everything else to
 
 def trained(recipe: Recipe) -> list[str]:
     """The modules that are trained. Raises RecipeError if there are none."""
-    names = [name for name in recipe.modules if recipe.mode(name) != "frozen"]
+    names = [name for name in recipe.parts if recipe.trains(name)]
     if not names:
         raise RecipeError(f"recipe {recipe.name}: every module is frozen, nothing is trained")
     return names

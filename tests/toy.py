@@ -106,7 +106,7 @@ def toy(**changes: Any) -> Recipe:
 
 
 def run(recipe: Recipe, folder: Path, **stream: Any):
-    network = Network(recipe.modules)
+    network = Network(recipe.parts)
     return train(
         recipe, folder, batches=Numbers(recipe, **stream), composed=(network, network.init(recipe.seed))
     )
@@ -126,7 +126,7 @@ def same(one: Any, other: Any) -> None:
 
 
 def trainer(recipe: Recipe) -> tuple[Trainer, Any]:
-    network = Network(recipe.modules)
+    network = Network(recipe.parts)
     made = Trainer(recipe, network)
     return made, made.begin(network.init(recipe.seed))
 

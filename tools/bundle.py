@@ -51,6 +51,6 @@ def write(what: str, changes: list[str], folder: Path) -> None:
     run = read_run(what)
     recipe = overrides.apply(recipes.find(run.recipe), run.overrides)
     step, _, params = restore(run, recipe)
-    learned = {name: tree for name, tree in params.items() if recipe.mode(name) != "frozen"}
+    learned = {name: tree for name, tree in params.items() if recipe.trains(name)}
     locked = lock.of(recipe, run.recipe, run.overrides)
     bundle.write(folder, locked, recipe, learned, facts=trained(run, recipe, step))

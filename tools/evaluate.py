@@ -92,7 +92,7 @@ def _of_bundle(opened: bundle.Bundle, changes: list[str]) -> tuple[Recipe, Netwo
 def _of_shelf(recipe: Recipe) -> tuple[Recipe, Network, Parameters, Tokenizer]:
     recipe = hub.on_shelf(recipe)
     params, _ = hub.loaded(recipe)
-    return recipe, Network(recipe.modules, recipe.execution), params, recipe.tokenizer
+    return recipe, Network(recipe.parts, recipe.execution), params, recipe.tokenizer
 
 
 def _of_cards(source: str, changes: list[str]) -> tuple[Recipe, Network, Parameters, Tokenizer]:

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mplug2 import hub, lock, overrides, readme, recipes
+from mplug2 import adapt, hub, lock, overrides, readme, recipes
 from mplug2.card import Parent, Parents, Score, Trained
 from mplug2.card_tokenizer import stated
 from mplug2.errors import CardError, nearest
@@ -25,7 +25,11 @@ def main(argv: list[str]) -> None:
     run = read_run(arguments.run)
     recipe = overrides.apply(recipes.find(run.recipe), run.overrides)
     step, network, params = restore(run, recipe)
-    chosen = arguments.module or list(network.configs)
+    if arguments.merged:
+        network, params = adapt.merge(network, params)
+    # What was only adapted is published already: its delta's card names it.
+    known = [name for name in network.configs if arguments.merged or recipe.mode(name) != "lora"]
+    chosen = arguments.module or known
     for module in chosen:
         if module not in network.configs:
             raise CardError(
@@ -76,6 +80,7 @@ def publish(
             urls=(f"{address}/{name}.safetensors",) if address else (),
             preprocessing=recipe.preprocessing if module in ("vision", "temporal") else None,
             tokenizer=tokens if hasattr(config, "vocabulary") else None,
+            base=hub.base_sha256(recipe, module),
         )
         cards.append(card)
         print(f"{card.weights}  {card.file.bytes / 1e6:.2f} MB  sha256 {card.file.sha256[:12]}")
@@ -137,6 +142,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--dtype", choices=list(FLOATS), default="bfloat16", help="the type of the files (default: bfloat16)"
+    )
+    parser.add_argument(
+        "--merged", action="store_true", help="publish adapted modules with their deltas merged into them"
     )
     parser.add_argument("--scores", metavar="FILE", help='what "mplug2 eval --out" wrote')
     parser.add_argument("--licence", default="Apache-2.0", help="SPDX name of the weights' licence")

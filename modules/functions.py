@@ -91,16 +91,18 @@ def _attention_forward(
     share = 1 / weights.sum(-1, keepdims=True)  # of what is mixed, not of the weights: fewer to multiply
     dropped = _dropped(weights, kept, rate).astype(values.dtype)
     mixed = (_by_head(dropped, values, 3, 2) * share).astype(query.dtype)
-    return mixed, (query, keys, values, kept, weights, share, mixed)
+    return mixed, (query, keys, values, mask, kept, weights, share, mixed)
 
 
 def _attention_backward(rate: float, saved: Any, gradient: Array) -> tuple[Array | None, ...]:
-    query, keys, values, kept, weights, share, mixed = saved
+    query, keys, values, mask, kept, weights, share, mixed = saved
     scaled = gradient * share
     dropped = _dropped(weights, kept, rate).astype(values.dtype)
     to_values = _by_head(dropped, scaled.astype(values.dtype), 2, 2)
     to_weights = _dropped(_by_head(scaled.astype(values.dtype), values, 3, 3), kept, rate)
     to_scores = weights * (to_weights - (scaled * mixed).sum(-1, keepdims=True)) * query.shape[-1] ** -0.5
+    if mask is not None:  # of a row that may look nowhere, whose weights are not 0
+        to_scores = jnp.where(mask, to_scores, 0)
     to_scores = to_scores.astype(query.dtype)
     to_query = _by_head(to_scores, keys, 3, 2)
     to_keys = _by_head(to_scores, query, 2, 2)

@@ -163,7 +163,7 @@ def _modules(size: str) -> dict[str, Config]:
 
 
 def _adamw(iterations: int, per_epoch: int) -> AdamW:
-    return AdamW(learning_rate=2e-5, warmup=200, final=0.05)
+    return AdamW(learning_rate=2e-5, warmup=200 // iterations, final=0.05, clip=0.0)
 
 
 def _official_adamw(iterations: int, per_epoch: int) -> AdamW:

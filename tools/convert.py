@@ -34,6 +34,11 @@ def main(argv: list[str] | None = None) -> int:
         help="a WordPiece vocabulary to travel with the cards (default: vocab.txt beside FILE)",
     )
     parser.add_argument(
+        "--cased",
+        action="store_true",
+        help="the vocabulary keeps capitals and accents (default: as tokenizer_config.json beside it says)",
+    )
+    parser.add_argument(
         "--prompt", default="", help='what captions of a fine-tuned mplug2 began with: "a video of"'
     )
     parser.add_argument(
@@ -56,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     # After the arguments are known to be right: these take seconds to import.
     from mplug2.convert import conversion
     from mplug2.convert.reversal import revert
-    from mplug2.convert.shapes import read_settings
+    from mplug2.convert.shapes import read_settings, reads_lowercase
 
     if asked.to:
         count = revert(asked.file, asked.to, asked.out, fusion_stack=asked.fusion_stack)
@@ -64,11 +69,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     # timm's config.json says how a ViT is called, not how it is made.
     settings_file = asked.config or (_beside(asked.file, "config.json") if asked.source != "vit" else None)
+    vocabulary = asked.vocabulary or _beside(asked.file, "vocab.txt")
     options = conversion.Options(
         name=asked.name or conversion.default_name(asked.file),
-        settings=read_settings(settings_file) if settings_file else None,
+        settings=read_settings(settings_file, asked.source) if settings_file else None,
         skip=tuple(asked.skip),
-        vocabulary=asked.vocabulary or _beside(asked.file, "vocab.txt"),
+        vocabulary=vocabulary,
+        lowercase=not asked.cased and (vocabulary is None or reads_lowercase(vocabulary)),
         prompt=asked.prompt,
         keep_unused=not asked.drop_unused,
         allow_non_finite=asked.allow_non_finite,

@@ -45,13 +45,15 @@ SOURCES = {
 @dataclass(frozen=True)
 class Options:
     """`name` ends the cards' names; `skip`: patterns of keys that the user declares dead; `vocabulary`: a
-    WordPiece file to travel with the cards; `prompt`: what official captions began with; `keep_unused`: dead
-    tensors are kept for the way back; `allow_non_finite`: so are NaNs."""
+    WordPiece file to travel with the cards; `lowercase`: whether it was made of texts in lower case;
+    `prompt`: what official captions began with; `keep_unused`: dead tensors are kept for the way back;
+    `allow_non_finite`: so are NaNs."""
 
     name: str
     settings: Settings | None = None
     skip: tuple[str, ...] = ()
     vocabulary: Path | None = None
+    lowercase: bool = True
     prompt: str = ""
     keep_unused: bool = True
     allow_non_finite: bool = False
@@ -241,7 +243,7 @@ def _write_module(
         source=f"converted from a checkpoint of {source}",
         paper=paper,
         preprocessing=_preprocessing(module, config, family, options.settings),
-        tokenizer=_tokens(family, folder, options) if module in ("text", "decoder") else None,
+        tokenizer=_tokens(family, folder, options, config) if module in ("text", "decoder") else None,
         folder=folder,
     )
     card.write()
@@ -260,14 +262,19 @@ def _preprocessing(module: str, config: Any, family: str, settings: Settings | N
     return Preprocessing(height=height, width=width, frames=frames, mean=mean, std=std)
 
 
-def _tokens(family: str, folder: Path, options: Options) -> Tokens | None:
+def _tokens(family: str, folder: Path, options: Options, config: Any) -> Tokens | None:
     """The vocabulary, copied beside the cards. Raises CheckpointError."""
     if options.vocabulary is None:
         return None
-    tokenizer = WordPiece(str(options.vocabulary))
+    tokenizer = WordPiece(str(options.vocabulary), options.lowercase)
     if family == "mplug2":  # whose questions have no [SEP], and whose captions spell theirs out
-        tokenizer = OfficialWordPiece(str(options.vocabulary), prompt=options.prompt)
+        tokenizer = OfficialWordPiece(str(options.vocabulary), options.lowercase, options.prompt)
     try:
+        if tokenizer.size != config.vocabulary:
+            raise CheckpointError(
+                f"vocabulary {options.vocabulary} has {tokenizer.size} words, the checkpoint has "
+                f"{config.vocabulary}; name the right one with --vocabulary"
+            )
         return stated(tokenizer, folder)
     except Mplug2Error as error:
         raise CheckpointError(str(error)) from None

@@ -26,6 +26,7 @@ from mplug2.convert.recorded import (
     worst_error,
 )
 from mplug2.convert.shapes import Settings, read_settings
+from mplug2.errors import CheckpointError
 from mplug2.network import Parameters
 from mplug2.roles import Array
 
@@ -66,9 +67,16 @@ def compare_fusion(result: Result, folder: Path, name: str, said: dict[str, Any]
 
 
 def compare_auxiliary(result: Result, folder: Path, atol: float, resize: Resize) -> None:
-    """A folder's auxiliary files: picture towers, position tables, patch kernels, and `parity_data`'s."""
+    """A folder's auxiliary files: picture towers, position tables, patch kernels, and `parity_data`'s. Raises
+    CheckpointError where they do not hold what the official recordings do."""
     aux = folder / "aux.json"
-    said = read_json(aux) if aux.is_file() else {}
+    try:
+        _compare_all(result, folder, read_json(aux) if aux.is_file() else {}, atol, resize)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder}: its auxiliary files are not as recorded ({error!r})") from None
+
+
+def _compare_all(result: Result, folder: Path, said: dict[str, Any], atol: float, resize: Resize) -> None:
     if (folder / "image_clip.safetensors").is_file():
         _compare_clip(result, load(folder, "image_clip"), _heads(said, "image_clip_config", "heads"), atol)
     if (folder / "image_vit.safetensors").is_file():

@@ -49,15 +49,20 @@ RELEASED = {768: Settings(heads=12, fusion_layers=3), 1024: Settings(heads=16, f
 """By hidden width: config_bert.json and config_bert_large_text.json of the official code."""
 
 
-def read_settings(path: Path) -> Settings:
+ACTIVATION_AND_EPSILON = {"CLIP": ("quick_gelu", 1e-5), "BERT": ("gelu", 1e-12), "ViT": ("gelu", 1e-6)}
+"""What the zoo's modules of these kinds compute with."""
+
+
+def read_settings(path: Path, family: str = "") -> Settings:
     """From a BERT configuration of the official code or of Hugging Face (for CLIP, its "vision_config"), or a
-    JSON object that holds the former under "bert_config" (and perhaps "config", the yaml's fields); of a
-    plain ViT, an object with timm's "num_heads". Raises CheckpointError."""
+    JSON object that holds the former under "bert_config" (and perhaps "config", the yaml's fields); of the
+    `family` vit, an object with timm's "num_heads". Raises CheckpointError."""
     try:
         given = json.loads(path.read_text())
         most = given.get("bert_config", given.get("vision_config", given))
         sees = "vision_config" in given or "patch_size" in most
-        kind, ours = ("CLIP", ("quick_gelu", 1e-5)) if sees else ("BERT", ("gelu", 1e-12))
+        kind = "ViT" if family == "vit" else "CLIP" if sees else "BERT"
+        ours = ACTIVATION_AND_EPSILON[kind]
         theirs = (most.get("hidden_act", ours[0]), float(most.get("layer_norm_eps", ours[1])))
         if theirs != ours:
             raise CheckpointError(
@@ -73,10 +78,22 @@ def read_settings(path: Path) -> Settings:
         )
     except OSError as error:
         raise CheckpointError(f"configuration {path}: cannot be read ({error.strerror})") from None
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"configuration {path}: not a JSON object of settings ({error})") from None
     except KeyError as error:
         raise CheckpointError(f"configuration {path}: has no {error}") from None
+
+
+def reads_lowercase(vocabulary: Path) -> bool:
+    """Whether a vocabulary was made of texts in lower case: as Hugging Face's tokenizer_config.json beside it
+    says, and true where it says nothing. Raises CheckpointError."""
+    path = vocabulary.parent / "tokenizer_config.json"
+    if not path.is_file():
+        return True
+    try:
+        return bool(json.loads(path.read_text()).get("do_lower_case", True))
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read as a JSON object ({error})") from None
 
 
 def zoo(file: str, kind: str = "Config", **fields: Any) -> Any:

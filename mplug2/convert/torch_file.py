@@ -23,8 +23,10 @@ LEGACY = bytes.fromhex("80028a0a6cfc9c46f920")  # the first pickle of a file of 
 LARGEST_PICKLE = 256 << 20
 MOST_TENSORS = 1_000_000
 LARGEST_REPEATED = 1 << 20
-"""Bytes of a tensor that shows its numbers more than once (`expand`). Without a bound a file of a few bytes
-could fill a disk."""
+"""Bytes of a tensor that shows its numbers more than once (`expand`)."""
+MOST_UNFOLDED = 4
+"""So many times the size of the file may all tensors have together, repeated numbers counted each time and
+LARGEST_REPEATED more: without a bound a file of a few bytes could fill a disk."""
 WRAPPERS = ("model", "module", "state_dict")
 """Under which of its keys a checkpoint may hold the state dict, in order of preference."""
 
@@ -50,6 +52,9 @@ def read_torch(path: Path) -> tuple[dict[str, StoredTensor], str]:
         structure, root = _structure(path, entries)
         found, wrapper = _state_dict(structure)
         tensors = {key: _tensor(path, entries, root, key, tensor) for key, tensor in found.items()}
+        unfolded, size = sum(tensor.nbytes for tensor in tensors.values()), path.stat().st_size
+        if unfolded > MOST_UNFOLDED * size + LARGEST_REPEATED:
+            raise CheckpointError(f"its tensors unfold to {unfolded} bytes, the file has {size}")
     except CheckpointError as error:
         raise CheckpointError(f"{path}: refused: {error}") from None
     return tensors, wrapper

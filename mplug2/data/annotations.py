@@ -123,7 +123,7 @@ def read_answers(path: str | Path) -> list[str]:
     path = Path(path)
     if path.suffix == ".jsonl":
         return list(dict.fromkeys(_text(where, row, "answer") for where, row in _lines(path)))
-    return list(_object(str(path), _decoded(path)))
+    return [_checked(str(path), "answer", answer) for answer in _object(str(path), _decoded(path))]
 
 
 def inside(root: Path, name: str, where: str) -> Path:

@@ -6,8 +6,9 @@ from random import Random
 from typing import Any
 
 import numpy as np
+import pytest
 
-from mplug2 import hub
+from mplug2 import adapt, anatomy, hub
 from mplug2.data import scenes
 from mplug2.data.grammar import NUMBERS
 from mplug2.data.handwriting import Composed, Handwriting
@@ -17,6 +18,7 @@ from mplug2.modules.delta import Lora
 from mplug2.network import Network
 from mplug2.recipe import AdamW, Objective, Recipe
 from mplug2.recipes import image_qa
+from mplug2.train import train
 
 SIDES = {"at the top or at the bottom": ("top", "bottom"), "on the left or on the right": ("left", "right")}
 

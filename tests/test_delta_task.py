@@ -25,8 +25,8 @@ SIDES = {"at the top or at the bottom": ("top", "bottom"), "on the left or on th
 
 @dataclass(frozen=True)
 class Halves:
-    """ "is the three at the top or at the bottom": the shelf knows corners ("top left"), and never gave half
-    of one for an answer. Two answers a question, equally likely."""
+    """The question "is the three at the top or at the bottom": the shelf knows corners ("top left"), and
+    never gave half of one for an answer. Two answers a question, equally likely."""
 
     seed: int = 0
 

@@ -6,8 +6,9 @@ from random import Random
 from typing import Any
 
 import numpy as np
+import pytest
 
-from mplug2 import hub
+from mplug2 import adapt, anatomy, hub
 from mplug2.data import scenes
 from mplug2.data.grammar import NUMBERS
 from mplug2.data.handwriting import Composed, Handwriting
@@ -17,14 +18,15 @@ from mplug2.modules.delta import Lora
 from mplug2.network import Network
 from mplug2.recipe import AdamW, Objective, Recipe
 from mplug2.recipes import image_qa
+from mplug2.train import train
 
 SIDES = {"at the top or at the bottom": ("top", "bottom"), "on the left or on the right": ("left", "right")}
 
 
 @dataclass(frozen=True)
 class Halves:
-    """ "is the three at the top or at the bottom": the shelf knows corners ("top left"), and never gave half
-    of one for an answer. Two answers a question, equally likely."""
+    """The question "is the three at the top or at the bottom": the shelf knows corners ("top left"), and
+    never gave half of one for an answer. Two answers a question, equally likely."""
 
     seed: int = 0
 
@@ -97,3 +99,24 @@ def adapting(steps: int, rate: float, forms: dict[str, Lora]) -> Recipe:
     whole = recipe(steps, rate)
     modes: Any = dict.fromkeys(whole.modules, "frozen") | dict.fromkeys(forms, "lora")
     return replace(whole, modes=modes, deltas=forms)
+
+
+@pytest.mark.slow
+def test_lora_learns_a_new_question_as_well_as_full_training_does_and_old_ones_stay_when_it_is_off(tmp_path):
+    """Measured once, 600 examples each, on two shared CPU cores: the shelf 0.04 of the new questions; all
+    1,894,304 parameters 1.00 (after 28 steps); LoRA, 29,696 of them (1.57%), 1.00 after 100 steps. Old
+    questions: 0.878 before, 0.47 and 0.65 after, 0.878 with the delta off."""
+    whole = recipe(60, 1e-3)
+    network, params, _ = hub.assemble(whole)
+    old, said = accuracy(whole, network, params, OldQuestions())
+    full = train(whole, tmp_path / "full")
+    best, _ = accuracy(whole, network, full.params, Halves())
+    little = adapting(100, 5e-3, {"fusion": Lora(rank=4), "text": Lora(rank=4)})
+    lora = train(little, tmp_path / "lora")
+    beside = Network(little.parts, little.execution)
+    sizes = anatomy.parameters(beside)
+    assert sum(sizes[name] for name in sizes if little.trains(name)) <= 0.02 * sum(
+        sizes[name] for name in whole.modules
+    )
+    assert accuracy(little, beside, lora.params, Halves())[0] >= 0.95 * best > 0.9
+    assert accuracy(little, *adapt.without(beside, lora.params), OldQuestions()) == (old, said)

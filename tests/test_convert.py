@@ -1,6 +1,7 @@
 """Checkpoints become modules with cards, every key accounted for, and official ones go back exactly."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -192,7 +193,7 @@ def test_modules_without_a_report_go_back_to_a_fine_tuned_file(tmp_path, tensors
 
 def test_the_command_converts_safetensors_and_says_what_became_of_every_key(tmp_path, tensors, capsys):
     save_file(tensors, tmp_path / "x.safetensors")
-    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    size = vocabulary(tmp_path, tensors)
     words = ["convert", str(tmp_path / "x.safetensors"), "--from", "mplug2", "--out", str(tmp_path / "out")]
     words += [
         "--config",
@@ -205,7 +206,7 @@ def test_the_command_converts_safetensors_and_says_what_became_of_every_key(tmp_
     assert f"305 of {len(tensors)} keys are in modules" in said and "CLIP's text tower" in said
     card = hub.find(tmp_path / "out", "decoder")
     assert card.tokenizer and card.tokenizer.kind == "official_wordpiece"
-    special = {"pad": 0, "unknown": 1, "begin": 2, "end": 3, "mask": 4, "size": 6}
+    special = {"pad": 0, "unknown": 1, "begin": 2, "end": 3, "mask": 4, "size": size}
     assert tokenizer_of([card]).table() == card.tokenizer.ids == special
     report = json.loads((tmp_path / "out" / "conversion" / "report.json").read_text())
     assert report["keys"]["visn_emb_norm.weight"] == {"to": ["universal:vision_norm.scale"]}
@@ -366,6 +367,7 @@ def shapes_of(tensors) -> dict[str, tuple[int, ...]]:
         ({"num_attention_heads": 0}, "heads is 0, expected at least 1"),
         ({"num_attention_heads": -4}, "heads is -4"),
         ({"num_attention_heads": None}, "not a JSON object of settings"),
+        ({"num_attention_heads": math.inf}, "not a JSON object of settings"),
         ({"stride_layer": 0}, "stride_layer is 0"),
         ({"fusion_layers": -1}, "fusion_layers is -1"),
     ],
@@ -381,13 +383,28 @@ def test_files_beside_a_model_are_taken_as_hugging_face_publishes_them(tmp_path,
     plain = {key.removeprefix("bert."): tensor for key, tensor in bert(tensors).items()}
     save_file(plain, tmp_path / "model" / "model.safetensors")
     (tmp_path / "model" / "config.json").write_text('{"num_attention_heads": 2, "layer_norm_eps": 1e-12}')
-    (tmp_path / "model" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    vocabulary(tmp_path / "model", tensors)
     words = ["convert", str(tmp_path / "model" / "model.safetensors"), "--from", "bert"]
     assert dispatcher.main([*words, "--out", str(tmp_path / "out")]) == 0
     card = hub.find(tmp_path / "out", "text")
     assert getattr(card.config, "heads", 0) == 2
     assert card.tokenizer and card.tokenizer.file == "vocab.txt" and card.tokenizer.ids["mask"] == 4
     assert (tmp_path / "out" / "vocab.txt").is_file()
+    assert card.tokenizer.lowercase is True
+    (tmp_path / "model" / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert dispatcher.main([*words, "--out", str(tmp_path / "cased")]) == 0
+    cased = hub.find(tmp_path / "cased", "text")
+    assert cased.tokenizer and cased.tokenizer.lowercase is False
+
+
+def test_a_vocabulary_of_another_size_is_refused(tmp_path, tensors, capsys):
+    save_file(tensors, tmp_path / "x.safetensors")
+    size = vocabulary(tmp_path, tensors)
+    (tmp_path / "vocab.txt").write_text((tmp_path / "vocab.txt").read_text() + "one more\n")
+    words = ["convert", str(tmp_path / "x.safetensors"), "--from", "mplug2", "--out", str(tmp_path / "out")]
+    assert dispatcher.main([*words, "--config", str(GOLDEN / "oracle" / "qa_stride2.json")]) == 2
+    assert f"has {size + 1} words, the checkpoint has {size}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("harm", ["cut", "call", "bomb", "size"])
@@ -407,6 +424,14 @@ def test_a_hostile_file_leaves_nothing_behind(tmp_path, tensors, harm):
     with pytest.raises(CheckpointError, match=r"x\.pth: refused: "):
         conversion.convert(path, "mplug2", tmp_path / "out", options())
     assert sorted(place for place in tmp_path.rglob("*")) == before
+
+
+def vocabulary(folder, tensors) -> int:
+    """Writes a vocab.txt for the tensors' words; returns their number."""
+    size = len(tensors["text_encoder.embeddings.word_embeddings.weight"])
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(size - 5))]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    return size
 
 
 def bert(tensors) -> dict[str, np.ndarray]:

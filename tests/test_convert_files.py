@@ -177,6 +177,13 @@ def test_a_tensor_that_repeats_its_numbers_is_read_where_it_is_small(tmp_path):
     refuses(write(tmp_path / "y.pth", pickled(described), {"0": few}), "needs more than the 3 numbers")
 
 
+def test_a_file_that_unfolds_by_many_small_repeats_is_refused(tmp_path):
+    one = tensor(count=1, shape=(256, 1024), strides=(0, 0))  # 1 MiB, as `expand` shows one number
+    more = [b"X\x02\x00\x00\x00" + f"w{number}".encode() + one for number in range(8)]
+    content = pickled(one, *more)
+    refuses(write(tmp_path / "x.pth", content, {"0": np.ones(1, "f4")}), "unfold to 9437184 bytes")
+
+
 def test_a_truncated_archive_is_refused_wherever_it_ends(tmp_path):
     whole = save(tmp_path / "x.pth", {"a": FLOAT}).read_bytes()
     for end in range(0, len(whole), 7):

@@ -1,5 +1,7 @@
 """What is written out by hand equals what XLA derives from the plain formula."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +25,10 @@ def plain(query, keys, values, mask, kept, rate):
     return jnp.einsum("bknm,bkmd->bknd", weights.astype(values.dtype), values)
 
 
+def differentiated(function: Any, *given: Any) -> Any:
+    return jax.vjp(function, *given)
+
+
 def arrays(dtype=jnp.float32):
     keys = jax.random.split(jax.random.key(0), 5)
     shapes = [(B, K, N, D), (B, K, M, D), (B, K, M, D), (B, K, N, D)]
@@ -37,8 +43,10 @@ def arrays(dtype=jnp.float32):
 def test_attention_and_its_gradients_are_those_of_the_formula(mask, rate):
     (query, keys, values, gradient), kept = arrays()
     kept = kept if rate else None
-    found, back = jax.vjp(lambda *given: attention(*given, mask, kept, rate), query, keys, values)
-    expected, expected_back = jax.vjp(lambda *given: plain(*given, mask, kept, rate), query, keys, values)
+    found, back = differentiated(lambda q, k, v: attention(q, k, v, mask, kept, rate), query, keys, values)
+    expected, expected_back = differentiated(
+        lambda q, k, v: plain(q, k, v, mask, kept, rate), query, keys, values
+    )
     np.testing.assert_allclose(found, expected, atol=2e-6)
     for one, other in zip(back(gradient), expected_back(gradient), strict=True):
         np.testing.assert_allclose(one, other, atol=5e-6)
@@ -47,8 +55,8 @@ def test_attention_and_its_gradients_are_those_of_the_formula(mask, rate):
 def test_attention_in_sixteen_bits_is_near_that_in_thirty_two():
     (query, keys, values, gradient), _ = arrays(jnp.bfloat16)
     exact = [array.astype(jnp.float32) for array in (query, keys, values)]
-    found, back = jax.vjp(lambda *given: attention(*given, CAUSAL, None, 0.0), query, keys, values)
-    expected, expected_back = jax.vjp(lambda *given: plain(*given, CAUSAL, None, 0.0), *exact)
+    found, back = differentiated(lambda q, k, v: attention(q, k, v, CAUSAL, None, 0.0), query, keys, values)
+    expected, expected_back = differentiated(lambda q, k, v: plain(q, k, v, CAUSAL, None, 0.0), *exact)
     assert found.dtype == jnp.bfloat16
     pairs = zip(
         (found, *back(gradient)), (expected, *expected_back(gradient.astype(jnp.float32))), strict=True
@@ -60,8 +68,8 @@ def test_attention_in_sixteen_bits_is_near_that_in_thirty_two():
 def test_a_product_and_its_gradients_are_those_of_the_formula():
     x, kernel = jax.random.normal(jax.random.key(1), (B, N, D)), jax.random.normal(jax.random.key(2), (D, M))
     gradient = jax.random.normal(jax.random.key(3), (B, N, M))
-    found, back = jax.vjp(dense, x, kernel)
-    expected, expected_back = jax.vjp(jnp.matmul, x, kernel)
+    found, back = differentiated(dense, x, kernel)
+    expected, expected_back = differentiated(jnp.matmul, x, kernel)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     for one, other in zip(back(gradient), expected_back(gradient), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)

@@ -77,6 +77,24 @@ def test_one_wrong_number_around_the_network_is_a_miss(tmp_path, field, stage):
     assert [check.stage for check in missed] == [stage]
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"frames_middle": [1]},
+        {"pre_caption": [["a"]]},
+        {"lr": [{"loop": "qa"}]},
+        {"tokenizer": [{}]},
+        {"image_clip_config": {}},
+    ],
+)
+def test_recordings_that_are_none_are_refused_in_a_sentence(tmp_path, said):
+    (tmp_path / "aux.json").write_text(json.dumps(said))
+    shutil.copy(AUX / "vocab.txt", tmp_path)
+    shutil.copy(AUX / "image_clip.safetensors", tmp_path)
+    with pytest.raises(CheckpointError, match="auxiliary files are not as recorded"):
+        parity.compare(tmp_path, 1e-4, resize_positions)
+
+
 def test_texts_without_a_vocabulary_are_listed_as_not_compared(tmp_path, capsys):
     shutil.copy(AUX / "aux.json", tmp_path)
     assert dispatcher.main(["parity", str(tmp_path)]) == 0

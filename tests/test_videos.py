@@ -169,6 +169,10 @@ def test_candidate_answers_are_keys_of_an_object_or_answers_of_lines(root: Path)
     (root / "answers.json").write_text('["cooking"]')
     with pytest.raises(DataError, match="answers.json: expected an object"):
         read_answers(root / "answers.json")
+    for strange in ('{"": 0}', '{"\\ud800": 0}'):
+        (root / "answers.json").write_text(strange)
+        with pytest.raises(DataError, match='answers.json: "answer"'):
+            read_answers(root / "answers.json")
 
 
 # --- refusals

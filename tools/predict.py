@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 from mplug2 import bundle, overrides, recipes
-from mplug2.errors import DataError
+from mplug2.data.wording import Wording
+from mplug2.errors import DataError, RecipeError
+from mplug2.lock import Lock
 from mplug2.predict import Predictor
+from mplug2.recipe import Recipe
 from mplug2.run import read_run
 from mplug2.trained import restore
 
@@ -44,13 +47,32 @@ def open_predictor(source: list[str]) -> Predictor:
         run = read_run(source[0])
         recipe = overrides.apply(recipes.find(run.recipe), run.overrides)
         _, network, params = restore(run, recipe)
-        learned = (getattr(objective.data, "wording", None) for objective in recipe.objectives.values())
-        wording = next((one for one in learned if one is not None), None)
-        return Predictor(network, params, recipe.tokenizer, recipe.preprocessing, wording=wording)
+        return Predictor(network, params, recipe.tokenizer, recipe.preprocessing, wording=wording_of(recipe))
     if len(source) == 1 and bundle.is_bundle(Path(source[0])):
         opened = bundle.load(Path(source[0]))
-        return Predictor(opened.network, opened.params, opened.tokenizer, opened.lock.preprocessing)
+        return Predictor(
+            opened.network,
+            opened.params,
+            opened.tokenizer,
+            opened.lock.preprocessing,
+            wording=wording_of(find(opened.lock)),
+        )
     return Predictor.of(*source)
+
+
+def find(locked: Lock) -> Recipe | None:
+    """The recipe that was bundled; None where only its author has it."""
+    try:
+        return overrides.apply(recipes.find(locked.recipe), locked.overrides)
+    except RecipeError:
+        return None
+
+
+def wording_of(recipe: Recipe | None) -> Wording | None:
+    """How questions were worded in training; None: as they are asked."""
+    objectives = recipe.objectives.values() if recipe else ()
+    learned = (getattr(objective.data, "wording", None) for objective in objectives)
+    return next((one for one in learned if one is not None), None)
 
 
 def _readable(found: dict) -> str:

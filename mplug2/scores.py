@@ -89,7 +89,9 @@ class Results:
 
     def show(self, console: Console) -> None:
         """Prints the table, never cut: a narrow or piped screen gets long lines."""
-        console.print(self.table(), width=max(console.width, 112), crop=False, soft_wrap=False)
+        table = self.table()
+        needed = console.measure(table, options=console.options.update(width=1000)).maximum
+        console.print(table, width=max(console.width, needed), crop=False, soft_wrap=False)
 
     def table(self) -> Table:
         """A table for the screen."""

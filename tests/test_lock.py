@@ -88,7 +88,7 @@ def test_the_same_lock_composes_the_same_network_as_its_recipe(locked, changes):
 
 def test_a_file_that_became_another_is_refused_with_both_sides(locked, published, capsys):
     assert main(["lock", str(locked)]) == 0
-    assert "2 modules are what was locked, 1 begin by seed 0" in capsys.readouterr().out
+    assert "holds: 2 modules are what was locked, 1 begin by seed 0" in capsys.readouterr().out
     modules = recipes.find("image_caption.tiny").modules
     old = hub.find(published, "vision")
     kept = (old.weights.read_bytes(), (published / "vision-a.json").read_bytes())

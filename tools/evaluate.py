@@ -120,7 +120,13 @@ def _of_cards(source: str, changes: list[str]) -> tuple[Recipe, Network, Paramet
             "compose more cards, or evaluate a recipe"
         )
     recipe = replace(
-        recipe, name=source, modules=network.configs, objectives={}, evaluations=fitting, learning_rates={}
+        recipe,
+        name=source,
+        modules=network.configs,
+        objectives={},
+        evaluations=fitting,
+        learning_rates={},
+        deltas={},
     )
     return overrides.apply(recipe, changes), network, params, tokenizer
 

@@ -26,7 +26,8 @@ def main(argv: list[str]) -> int:
         locked = lock.read(asked.what)
         cards = lock.check(locked)
         begun = len(locked.modules) - len(cards)
-        print(f"{asked.what}: {len(cards)} modules are what was locked, {begun} begin by seed {locked.seed}")
+        said = f"{len(cards)} modules are what was locked, {begun} begin by seed {locked.seed}"
+        print(f"{asked.what}: holds: {said}")
         return 0
     recipe = overrides.apply(recipes.find(asked.what), asked.overrides)
     made = lock.of(recipe, asked.what, asked.overrides)

@@ -18,8 +18,10 @@ def main(argv: list[str]) -> int:
     for name, teaches in recipes.RECIPES.items():
         sizes = list(recipes.sizes(name))
         default = recipes.default_size(sizes)
-        sizes = [f"[bold]{size}[/bold]" if size == default else size for size in sizes]
+        sizes = [f"[bold]{size}[/bold]*" if size == default else size for size in sizes]
         table.add_row(name, teaches, ", ".join(sizes), ", ".join(recipes.find(name).modules))
     console().print(table)
-    console().print("NAME alone means the size in bold; path/to/file.py:function is a recipe of your own.")
+    console().print(
+        "NAME alone means the size with a star; path/to/file.py:function is a recipe of your own."
+    )
     return 0

@@ -277,7 +277,7 @@ def _tokens(family: str, folder: Path, options: Options, config: Any) -> Tokens 
             )
         return stated(tokenizer, folder)
     except Mplug2Error as error:
-        raise CheckpointError(str(error)) from None
+        raise CheckpointError(f"--vocabulary {options.vocabulary}: {error}") from None
 
 
 def _write_rest(

@@ -61,6 +61,8 @@ def compare(folder: Path, atol: float, resize: Resize) -> Result:
             why = OTHER_KINDS.get(kind, f'cases of kind "{kind}" are not known')
             result.unused.append((path.stem, "the whole case", why))
     compare_auxiliary(result, folder, atol, resize)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: there is no such folder")
     if not result.checks:
         raise CheckpointError(
             f"{folder}: holds no case to compare (CASE.json, CASE.params.safetensors, CASE.io.safetensors)"

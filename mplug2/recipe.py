@@ -77,7 +77,7 @@ class OfficialAdamW(AdamW):
 class Recipe:
     """`modules`: configs by name; `modes`: `init` (fresh, the default), `full` (loaded, trained), `frozen`
     (loaded, kept) or `lora` (loaded, kept, and adapted by a delta that is trained), by module; `deltas`: the
-    form of a module's delta, where its mode is `lora`; `cards`: where loaded modules come from;
+    form of a module's delta, for when its mode is `lora`; `cards`: where loaded modules come from;
     `learning_rates`: factors by module, 1 where unsaid; `objectives`: what is learned, all of them in every
     step, losses summed by weight; `evaluations`: what is measured; `compiler`: XLA's own options for the
     training step, by name.
@@ -123,16 +123,14 @@ class Recipe:
                     f"recipe {self.name}: mode lora of {name} needs the form of its delta (deltas.{name})"
                 )
         for label, names in (
-            ("deltas", self.deltas),
             ("modes", self.modes),
             ("cards", self.cards),
             ("learning_rates", self.learning_rates),
         ):
-            known = self.modules if label == "deltas" else self.parts
-            for name in set(names) - set(known):
+            for name in set(names) - set(self.parts):
                 raise RecipeError(
                     f"recipe {self.name}: {label} names module {name!r}, "
-                    f"the recipe selects {sorted(known)}" + nearest(name, known)
+                    f"the recipe selects {sorted(self.parts)}" + nearest(name, self.parts)
                 )
         for name in ("steps", "accumulate", "log_every", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:

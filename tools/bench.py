@@ -171,7 +171,7 @@ def official_work() -> "Recipe":
         optimizer=AdamW(learning_rate=2e-5, clip=0.0),
         execution=Execution(scan=True, remat="dots"),
         # A large network's operations fill all cores by themselves: side by side they only cost memory.
-        compiler={"xla_cpu_enable_concurrency_optimized_scheduler": False},
+        compiler={"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"},
     )
 
 

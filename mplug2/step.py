@@ -184,7 +184,7 @@ class Trainer:
         return total, losses
 
     def _gathered(self, params: Parameters) -> Parameters:
-        """What every layer needs whole; stacks gather their own, one layer at a time (modules.layers.fold)."""
+        """Ready for use, but for those of stacks, which gather one layer at a time (modules.layers.fold)."""
 
         def ready(array: Array, axes: sharding.Axes) -> Array:
             return array if axes[:1] == ("layers",) else sharding.gathered(array, axes)

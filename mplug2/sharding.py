@@ -4,10 +4,12 @@ Imports nothing of ours but roles. Layers name logical axes; only this file know
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mplug2.errors import RecipeError
@@ -34,18 +36,21 @@ class Mesh:
     fsdp: int = 1
     tensor: int = 1
 
-    def build(self) -> jax.sharding.Mesh:
+    def build(self, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+        """The mesh over the first of `devices` (default: those that JAX sees). Raises RecipeError where they
+        are too few."""
         sizes = asdict(self)
         if min(sizes.values()) < 1:
             raise RecipeError(f"mesh {sizes}: an axis has at least 1 device")
-        needed, there = math.prod(sizes.values()), jax.device_count()
+        devices = jax.devices() if devices is None else devices
+        needed, there = math.prod(sizes.values()), len(devices)
         if needed > there:
             raise RecipeError(f"mesh {sizes} needs {needed} devices, there are {there}")
-        devices = jax.devices()[:needed]
-        axes = tuple(sizes)
-        return jax.make_mesh(
-            tuple(sizes.values()), axes, axis_types=(AxisType.Auto,) * len(axes), devices=devices
+        # A mesh axis may lie along parts of several axes of a pod's torus, which `jax.make_mesh` refuses.
+        placed = mesh_utils.create_device_mesh(
+            tuple(sizes.values()), devices[:needed], allow_split_physical_axes=True
         )
+        return jax.sharding.Mesh(placed, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def sharding(mesh: jax.sharding.Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from einops import rearrange
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from mplug2 import optim, sharding
 from mplug2.errors import RecipeError
@@ -43,11 +43,13 @@ def trained(recipe: Recipe) -> list[str]:
     return names
 
 
-def _understood(recipe: Recipe) -> dict[str, Any] | None:
-    """The recipe's options of the compiler. Raises RecipeError with the first that XLA does not know."""
+def _understood(recipe: Recipe, mesh: jax.sharding.Mesh) -> dict[str, Any] | None:
+    """The recipe's options of the compiler. Raises RecipeError with the first that XLA does not know on such
+    devices."""
     for name, value in recipe.compiler.items():
+        place = SingleDeviceSharding(mesh.devices.flat[0])
         try:
-            jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+            jax.jit(lambda: 0, out_shardings=place, compiler_options={name: value}).lower().compile()
         except (jax.errors.JaxRuntimeError, TypeError) as error:
             said = str(error).splitlines()[0]
             raise RecipeError(f"recipe {recipe.name}: compiler.{name} is {value!r}: {said}") from None
@@ -58,11 +60,12 @@ class Trainer:
     """A recipe and its network made ready to train: `begin`, `step`, and where everything lies.
 
     On one device nothing is sharded; on a mesh parameters, moments and averages follow the table of
-    mplug2.sharding.
+    mplug2.sharding. `mesh` (default: the recipe's, of the devices that are here) may be one of devices that
+    are not, for a step that is only compiled (`lower`).
     """
 
-    def __init__(self, recipe: Recipe, network: Network):
-        self.mesh = recipe.mesh.build()
+    def __init__(self, recipe: Recipe, network: Network, mesh: jax.sharding.Mesh | None = None):
+        self.mesh = recipe.mesh.build() if mesh is None else mesh
         shares = sharding.batch_shares(self.mesh)
         for name, objective in recipe.objectives.items():
             if objective.batch % recipe.accumulate:
@@ -84,7 +87,10 @@ class Trainer:
         placed = None if self.shardings is None else (self.shardings, self._replicated)
         self.step: Callable[[State, Parameters, Batches], tuple[State, Metrics]]
         self.step = jax.jit(
-            self._step, donate_argnums=0, out_shardings=placed, compiler_options=_understood(recipe)
+            self._step,
+            donate_argnums=0,
+            out_shardings=placed,
+            compiler_options=_understood(recipe, self.mesh),
         )
         """(state, frozen parameters, batches) -> (state, metrics). The state's buffers are reused, do not
         keep them."""
@@ -127,10 +133,27 @@ class Trainer:
         shapes = jax.eval_shape(self._state, {name: self.network.shapes[name] for name in self.names})
         places = self.shardings
         if places is None:
-            places = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), shapes)
-        return jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places
-        )
+            places = jax.tree.map(lambda _: self._only, shapes)
+        return jax.tree.map(_placed, shapes, places)
+
+    @property
+    def abstract_frozen(self) -> Parameters:
+        """The same of the frozen modules."""
+        shapes = {name: tree for name, tree in self.network.shapes.items() if name not in self.names}
+        if self.shardings is None:
+            return jax.tree.map(lambda leaf: _placed(leaf, self._only), shapes)
+        axes = {name: self.network.axes[name] for name in shapes}
+        return jax.tree.map(_placed, shapes, sharding.shardings(self.mesh, axes, shapes))
+
+    def abstract_batches(self, batches: Any) -> Any:
+        """The same of whole batches of such shapes and types, `{feed: batch}`."""
+        place = self._only if self.shardings is None else sharding.batch_sharding(self.mesh)
+        return jax.tree.map(lambda leaf: _placed(leaf, place), batches)
+
+    def lower(self, batches: Any) -> jax.stages.Lowered:
+        """The step, lowered for batches of such shapes and types; no array is needed."""
+        step: Any = self.step
+        return step.lower(self.abstract, self.abstract_frozen, self.abstract_batches(batches))
 
     def place_frozen(self, params: Parameters) -> Parameters:
         """The frozen modules of `params` on their devices."""
@@ -145,6 +168,10 @@ class Trainer:
         if self.shardings is None:
             return jax.device_put(array)
         return jax.make_array_from_process_local_data(sharding.batch_sharding(self.mesh), array)
+
+    @property
+    def _only(self) -> SingleDeviceSharding:
+        return SingleDeviceSharding(self.mesh.devices.flat[0])
 
     @property
     def _replicated(self) -> NamedSharding:
@@ -229,6 +256,10 @@ class Trainer:
             "metrics": metrics | {"learning_rate": self.rate(done)},
             "bad": jax.tree.map(jnp.copy, new["bad"]),
         }
+
+
+def _placed(leaf: Any, place: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
 
 def averaged(ema: Parameters, params: Parameters, decay: float, done: Array | int) -> Parameters:

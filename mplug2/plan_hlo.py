@@ -219,8 +219,10 @@ def _cut(inner: dict[str, _Instruction], place: int, size: int) -> int:
 
 def _members(rest: str, devices: int) -> tuple[int, ...]:
     """The devices of the first group; all of them where no group is named."""
-    if found := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", rest):
-        return int(found[1]), int(found[2])
+    if found := re.search(r"source_target_pairs=\{(.*?)\}\}", rest):
+        pairs = re.findall(r"(\d+),(\d+)", found[1])
+        source, target = next(((one, other) for one, other in pairs if one != other), pairs[0])
+        return int(source), int(target)
     if found := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return tuple(int(place) for place in found[1].split(","))
     if found := re.search(r"replica_groups=(\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)", rest):
@@ -241,7 +243,7 @@ def _iota(text: str) -> np.ndarray:
 
 
 def _of_mesh(axes: str, ids: str | None, along: str) -> tuple[int, ...]:
-    """The first group along some axes of XLA's own mesh; `'a':(2)4` is a part of an axis: 4 of it, inside 2."""
+    """The first group along some axes of XLA's own mesh; `'a':(2)4`: a part of an axis, 4 of it, inside 2."""
     sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", axes)}
     total = math.prod(sizes.values())
     numbers = (np.arange(total) if ids is None else _iota(ids).ravel()).reshape(tuple(sizes.values()))

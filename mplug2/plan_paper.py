@@ -12,26 +12,29 @@ The amounts are those of the textbook schemes, for any recipe, read off the jaxp
 Not counted: numbers a device has few of (losses, norms of gradients, the features of contrastive losses).
 """
 
+import math
 from collections import Counter
-
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.extend.core import Literal
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from mplug2 import sharding
 from mplug2.benchmark import executed_flops, step_flops
 from mplug2.composition import abstract_batch
+from mplug2.errors import RecipeError
 from mplug2.network import Network
 from mplug2.recipe import Recipe
-from mplug2.step import Trainer
+from mplug2.step import Trainer, check_mesh
 
 GATHERS = 2
 """How often a step needs a parameter that lies in parts: forward and backward."""
+
+MOMENTS = 2
+"""What AdamW keeps beside a parameter."""
 
 Traffic = dict[tuple[str, str], float]
 """Bytes that a device sends, by (kind of collective, mesh axes joined by `+`)."""
@@ -40,7 +43,7 @@ Traffic = dict[tuple[str, str], float]
 @dataclass(frozen=True)
 class Product:
     """Bytes that a spread product has summed: of a part of the batch, over all its examples. `axis`: the
-    logical axis that is spread; `size`: its length; `forward`: outputs are summed, else gradients of inputs."""
+    logical axis that is spread; `size`: its length; `forward`: outputs are summed, else inputs' gradients."""
 
     axis: str
     size: int
@@ -59,6 +62,12 @@ class Work:
     kept: float
     products: tuple[Product, ...]
     keys: float
+
+    def times(self, factor: float) -> "Work":
+        """That of so many times as large batches."""
+        products = tuple(replace(it, bytes=factor * it.bytes) for it in self.products)
+        flops, model = factor * self.flops, factor * self.model_flops
+        return Work(model, flops, factor * self.kept, products, factor * self.keys)
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,7 @@ def batches(recipe: Recipe) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
     return shapes
 
 
-def abstract(mesh: sharding.Mesh) -> Any:
+def abstract(mesh: sharding.Mesh) -> AbstractMesh:
     """The mesh without devices."""
     sizes = asdict(mesh)
     return AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
@@ -117,17 +126,31 @@ def study(recipe: Recipe) -> Work:
     )
 
 
-def on_paper(recipe: Recipe, work: Work) -> Paper:
-    """The bytes of the recipe's mesh. Raises RecipeError where the mesh does not suit the batch."""
+def on_paper(recipe: Recipe, work: Work, network: Network) -> Paper:
+    """The bytes of the recipe's mesh. Raises RecipeError where the mesh does not suit the batch or heads."""
     mesh = abstract(recipe.mesh)
-    trainer = Trainer(recipe, Network(recipe.parts, recipe.execution), mesh)
-    shares = sharding.batch_shares(mesh) * mesh.shape.get("sequence", 1)
-    memory = state_bytes(trainer)
-    memory["gradients"] = memory["parameters"]
-    memory["activations"] = round(work.kept / shares)
+    check_mesh(recipe, mesh)
+    shares = sharding.batch_shares(mesh) * mesh.shape["sequence"]
+    parameters, frozen = 0, 0
     traffic: Counter[tuple[str, str]] = Counter()
-    _store(recipe, trainer, traffic)
+    for name, shapes in network.shapes.items():
+        spread = sharding.shardings(mesh, network.axes[name], shapes)
+        for leaf, place in zip(jax.tree.leaves(shapes), jax.tree.leaves(spread), strict=True):
+            stored = math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            _store(recipe, mesh, leaf, place.spec, stored, recipe.trains(name), traffic)
+            if recipe.trains(name):
+                parameters += stored
+            else:
+                frozen += stored
     _share(recipe, work, mesh, shares, traffic)
+    memory = {
+        "parameters": parameters,
+        "optimizer": MOMENTS * parameters,
+        "average": parameters if recipe.ema else 0,
+        "frozen": frozen,
+        "gradients": parameters,
+        "activations": round(work.kept / shares),
+    }
     return Paper(memory, {key: sent for key, sent in traffic.items() if sent})
 
 
@@ -141,49 +164,78 @@ def state_bytes(trainer: Trainer) -> dict[str, int]:
         "frozen": trainer.abstract_frozen,
         "batch": trainer.abstract_batches(batches(trainer.recipe)),
     }
-    return {name: sum(map(device_bytes, jax.tree.leaves(tree))) for name, tree in parts.items()}
+    return {name: sum(map(_device_bytes, jax.tree.leaves(tree))) for name, tree in parts.items()}
 
 
-def device_bytes(leaf: jax.ShapeDtypeStruct) -> int:
-    """Bytes of an array on one of its devices."""
+def _device_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+    """Of an array, those on one of its devices."""
     shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
-    return int(np.prod(shape, dtype=np.int64)) * leaf.dtype.itemsize
+    return math.prod(shape) * leaf.dtype.itemsize
 
 
-def _store(recipe: Recipe, trainer: Trainer, traffic: Counter[tuple[str, str]]) -> None:
-    """Gathers parameters and sums gradients."""
-    mesh: Any = trainer.mesh
-    narrow = jnp.dtype(recipe.execution.dtype).itemsize
-    trained, frozen = trainer.abstract["params"], trainer.abstract_frozen
-    for is_trained, leaf in [(True, it) for it in jax.tree.leaves(trained)] + [
-        (False, it) for it in jax.tree.leaves(frozen)
-    ]:
-        spec = leaf.sharding.spec if isinstance(leaf.sharding, jax.sharding.NamedSharding) else ()
-        stored, parts = device_bytes(leaf), mesh.shape["fsdp"]
-        in_parts = any("fsdp" in ((names,) if isinstance(names, str) else names or ()) for names in spec)
-        if in_parts:
-            wide = min(narrow, leaf.dtype.itemsize) / leaf.dtype.itemsize if len(leaf.shape) > 1 else 1.0
-            traffic["all-gather", "fsdp"] += recipe.accumulate * GATHERS * stored * wide * (parts - 1)
-            if is_trained:
-                traffic["reduce-scatter", "fsdp"] += recipe.accumulate * stored * (parts - 1)
-        if is_trained:
-            axes = ("data", "sequence") if in_parts else ("data", "fsdp", "sequence")
-            among = [axis for axis in axes if mesh.shape.get(axis, 1) > 1]
-            devices = int(np.prod([mesh.shape[axis] for axis in among]))
-            traffic["all-reduce", "+".join(among)] += 2 * stored * (devices - 1) / devices
+def _store(
+    recipe: Recipe,
+    mesh: AbstractMesh,
+    leaf: jax.ShapeDtypeStruct,
+    spec: PartitionSpec,
+    stored: int,
+    trained: bool,
+    traffic: Counter[tuple[str, str]],
+) -> None:
+    """Gathers a parameter of which a device has `stored` bytes, and sums its gradient."""
+    parts = mesh.shape["fsdp"]
+    in_parts = any("fsdp" in ((names,) if isinstance(names, str) else names or ()) for names in spec)
+    if in_parts:
+        narrow = jnp.dtype(recipe.execution.dtype).itemsize if leaf.ndim > 1 else leaf.dtype.itemsize
+        gathered = stored * narrow / leaf.dtype.itemsize * (parts - 1)
+        traffic["all-gather", "fsdp"] += recipe.accumulate * GATHERS * gathered
+    if trained and in_parts:
+        traffic["reduce-scatter", "fsdp"] += recipe.accumulate * stored * (parts - 1)
+    if trained:
+        axes = ("data", "sequence") if in_parts else ("data", "fsdp", "sequence")
+        among = [axis for axis in axes if mesh.shape[axis] > 1]
+        devices = math.prod(mesh.shape[axis] for axis in among)
+        traffic["all-reduce", "+".join(among)] += 2 * stored * (devices - 1) / devices
 
 
-def _share(recipe: Recipe, work: Work, mesh: Any, shares: int, traffic: Counter[tuple[str, str]]) -> None:
+def _share(
+    recipe: Recipe, work: Work, mesh: AbstractMesh, shares: int, traffic: Counter[tuple[str, str]]
+) -> None:
     """Sums of spread products, and keys and values for other devices' queries."""
     again = 2 if recipe.execution.remat == "full" else 1
+    tensor, sequence = mesh.shape["tensor"], mesh.shape["sequence"]
     for product in work.products:
-        if "tensor" in (sharding.RULES[product.axis] or ()) and product.size % mesh.shape["tensor"] == 0:
-            devices, runs = mesh.shape["tensor"], recipe.accumulate * (again if product.forward else 1)
-            traffic["all-reduce", "tensor"] += 2 * runs * product.bytes / shares * (devices - 1) / devices
-    if (devices := mesh.shape.get("sequence", 1)) > 1:
-        keys = recipe.accumulate * work.keys / shares / mesh.shape["tensor"] * (devices - 1)
-        traffic["all-gather", "sequence"] += again * keys
-        traffic["reduce-scatter", "sequence"] += keys
+        if "tensor" in sharding.RULES[product.axis] and product.size % tensor == 0:
+            runs = recipe.accumulate * (again if product.forward else 1)
+            traffic["all-reduce", "tensor"] += 2 * runs * product.bytes / shares * (tensor - 1) / tensor
+    keys = recipe.accumulate * work.keys / shares / tensor * (sequence - 1)
+    traffic["all-gather", "sequence"] += again * keys
+    traffic["reduce-scatter", "sequence"] += keys
+
+
+def scaled(recipe: Recipe, chips: int) -> Recipe:
+    """The recipe on `chips` devices, with as many examples a device: `tensor` and `sequence` stay, `fsdp` is
+    as large as it was where there are so many, `data` takes the rest. Raises RecipeError where they do not
+    divide."""
+    mesh, before = recipe.mesh, math.prod(asdict(recipe.mesh).values())
+    rest, over = divmod(chips, mesh.tensor * mesh.sequence)
+    fsdp = min(mesh.fsdp, rest)
+    if over or rest % max(fsdp, 1):
+        raise RecipeError(f"{chips} devices do not divide by the mesh's {asdict(mesh)}")
+    grown = replace(mesh, data=rest // fsdp, fsdp=fsdp)
+    return replace(with_batches(recipe, chips / before), mesh=grown)
+
+
+def with_batches(recipe: Recipe, times: float) -> Recipe:
+    """The recipe with every objective's batch so many times as large. Raises RecipeError where that is not
+    whole."""
+    grown = {}
+    for name, objective in recipe.objectives.items():
+        batch = objective.batch * times
+        if batch != int(batch) or batch < 1:
+            raise RecipeError(f"objective {name}: {times:g} times a batch of {objective.batch} is not whole")
+        grown[name] = replace(objective, batch=int(batch))
+    return replace(recipe, objectives=grown)
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ class Mesh:
 # Where arrays lie between steps
 
 
-def sharding(mesh: jax.sharding.Mesh, axes: Axes, shape: tuple[int, ...]) -> NamedSharding:
+def sharding(mesh: AnyMesh, axes: Axes, shape: tuple[int, ...]) -> NamedSharding:
     """Where an array of those logical axes lies."""
     return NamedSharding(mesh, _stored(mesh, axes, shape))
 
@@ -92,7 +92,7 @@ def _stored(mesh: AnyMesh, axes: Axes, shape: tuple[int, ...]) -> PartitionSpec:
     return _spec(mesh, rules, [size % _count(mesh, rule) == 0 for rule, size in zip(rules, shape, strict=True)])
 
 
-def batch_shares(mesh: jax.sharding.Mesh) -> int:
+def batch_shares(mesh: AnyMesh) -> int:
     """Into how many equal parts a batch is spread."""
     return _count(mesh, BATCH)
 
@@ -102,7 +102,7 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
-def check_heads(mesh: jax.sharding.Mesh, configs: Mapping[str, Any]) -> None:
+def check_heads(mesh: AnyMesh, configs: Mapping[str, Any]) -> None:
     """Raises RecipeError for a module whose heads the tensor axis does not divide: no head is cut."""
     tensor = mesh.shape["tensor"]
     for name, config in configs.items():

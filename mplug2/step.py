@@ -56,6 +56,23 @@ def _understood(recipe: Recipe, mesh: jax.sharding.Mesh) -> dict[str, Any] | Non
     return dict(recipe.compiler) or None
 
 
+def check_mesh(recipe: Recipe, mesh: sharding.AnyMesh) -> None:
+    """Raises RecipeError unless the mesh divides the recipe's heads and the parts of its batches."""
+    sharding.check_heads(mesh, recipe.parts)
+    shares = sharding.batch_shares(mesh)
+    for name, objective in recipe.objectives.items():
+        if objective.batch % recipe.accumulate:
+            raise RecipeError(
+                f"objective {name}: a batch of {objective.batch} does not divide into"
+                f" {recipe.accumulate} parts (accumulate)"
+            )
+        if objective.batch // recipe.accumulate % shares:
+            raise RecipeError(
+                f"objective {name}: a batch of {objective.batch} in {recipe.accumulate} part(s)"
+                f" does not divide among {shares} devices (mesh data x fsdp)"
+            )
+
+
 class Trainer:
     """A recipe and its network made ready to train: `begin`, `step`, and where everything lies.
 
@@ -66,19 +83,7 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, network: Network, mesh: jax.sharding.Mesh | None = None):
         self.mesh = recipe.mesh.build() if mesh is None else mesh
-        sharding.check_heads(self.mesh, recipe.parts)
-        shares = sharding.batch_shares(self.mesh)
-        for name, objective in recipe.objectives.items():
-            if objective.batch % recipe.accumulate:
-                raise RecipeError(
-                    f"objective {name}: a batch of {objective.batch} does not divide into"
-                    f" {recipe.accumulate} parts (accumulate)"
-                )
-            if objective.batch // recipe.accumulate % shares:
-                raise RecipeError(
-                    f"objective {name}: a batch of {objective.batch} in {recipe.accumulate} part(s)"
-                    f" does not divide among {shares} devices (mesh data x fsdp)"
-                )
+        check_mesh(recipe, self.mesh)
         self.recipe, self.network = recipe, network
         self.names = trained(recipe)
         axes = {name: network.axes[name] for name in self.names}

@@ -30,9 +30,11 @@ Metrics = dict[str, Any]
 Batches = Mapping[str, Mapping[str, Array]]
 
 NEVER = -1
-KEYS = "rbg"
-"""XLA's own generator of random bits. JAX's default is written out in every program that drops something, and
-on CPUs compiling those copies takes several times as long as everything else together."""
+KEYS = {"cpu": "rbg"}
+"""Generators of random bits by platform, JAX's default elsewhere. `rbg`, XLA's own, is quick to compile, while
+JAX's is written out in every program that drops something, and on CPUs compiling those copies takes several
+times as long as everything else together. But XLA does not split its own among devices: each would draw, and
+hold, the bits of the whole batch, which for attention over 4097 tokens are gigabytes an example."""
 
 
 def trained(recipe: Recipe) -> list[str]:
@@ -257,7 +259,10 @@ class Trainer:
 
     def _step(self, state: State, frozen: Parameters, batches: Batches) -> tuple[State, Metrics]:
         recipe, done = self.recipe, state["step"]
-        key = jax.random.fold_in(jax.random.key(recipe.seed, impl=KEYS), done) if recipe.dropout else None
+        generator = KEYS.get(self.mesh.devices.flat[0].platform)
+        key = (
+            jax.random.fold_in(jax.random.key(recipe.seed, impl=generator), done) if recipe.dropout else None
+        )
         (total, losses), gradients = self.gradients(state["params"], frozen, batches, key)
         updates, moments = self.optimizer.update(gradients, state["moments"], state["params"])
         params: Any = optax.apply_updates(state["params"], updates)

@@ -4,6 +4,7 @@ are not here and reports memory, FLOPs, communication and the time of a step."""
 import argparse
 import json
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mplug2 import files, plan, plan_paper, plan_search, plan_topology, recipes
+from mplug2.errors import RecipeError
 from mplug2.network import Network
 from mplug2.overrides import apply
 from mplug2.plan import Plan
@@ -214,6 +216,8 @@ def search_json(found: Search) -> dict[str, object]:
 
 
 def _scale(recipe: Recipe, asked: str, path: str | None) -> int:
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", asked):
+        raise RecipeError(f'--weak-scaling: expected numbers of devices as in 8,64,512, got "{asked}"')
     chips = [int(word) for word in asked.split(",")]
     work = plan_paper.study(recipe)
     before = math.prod(asdict(recipe.mesh).values())

@@ -52,6 +52,12 @@ def spread(x: Array, last: str | None = None) -> Array:
     return constrain(x, *leading[x.ndim], last)
 
 
+def spread_pictures(x: Array, channels: str | None = None) -> Array:
+    """The same of pictures, `B H W C` or `B T H W C`, that no device has a part of: XLA's convolutions cut by
+    height and by channels at once are wrong (jax 0.10.2: sums over both axes of the mesh)."""
+    return constrain(x, *("batch", "frames")[: x.ndim - 3], None, None, channels)
+
+
 def spread_heads(x: Array, tokens: str | None) -> Array:
     """The same of heads, `B K N D` or `B T K N D`; `tokens` is the name of N, None where it is to be whole."""
     return constrain(x, *("batch", "frames")[: x.ndim - 3], "heads", tokens, None)

@@ -18,7 +18,7 @@ from jax import lax
 
 from mplug2.errors import RecipeError
 from mplug2.modules.functions import dense, drop_path, gelu, quick_gelu
-from mplug2.modules.layers import MLP, Attention, Norm, Stack, fold, normal, parameter, spread, zeros
+from mplug2.modules.layers import MLP, Attention, Norm, Stack, fold, normal, parameter, spread, spread_pictures, zeros
 from mplug2.roles import Array, Execution, Temporal, split_key
 
 
@@ -211,7 +211,7 @@ class Convolution(nnx.Module):
             "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return convolved + self.bias[...].astype(frames.dtype)
+        return spread_pictures(convolved + self.bias[...].astype(frames.dtype), "mlp")
 
 
 class Unchanged(nnx.Module):
@@ -263,7 +263,7 @@ class Vision(nnx.Module):
             raise RecipeError(
                 f"vision: expected clips B T H W C whose H and W divide by {patch}, got shape {clips.shape}"
             )
-        patches = self.stem(clips.astype(self.dtype))
+        patches = spread_pictures(self.stem(spread_pictures(clips.astype(self.dtype))))
         frames, grid = patches.shape[1], patches.shape[2:4]
         patches = rearrange(patches, "b t h w d -> b t (h w) d")
         first = repeat(self.class_token[...].astype(self.dtype), "d -> b t 1 d", b=patches.shape[0], t=frames)

@@ -24,6 +24,9 @@ PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
 """What the backward pass does not compute again, by Execution's remat "dots": products, and what drops out,
 which is a bit to save but slow to draw."""
 
+OFFLOADED = jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host")
+"""Remat "offload": products with weights wait in the host's memory, the rest is computed again."""
+
 
 @jax.custom_vjp
 def dense(x: Array, kernel: Array) -> Array:

@@ -18,7 +18,16 @@ from flax import nnx
 from jax import lax
 
 from mplug2.errors import RecipeError
-from mplug2.modules.functions import PRODUCTS, attention, dense, dropout, fused_attention, gelu, keep
+from mplug2.modules.functions import (
+    OFFLOADED,
+    PRODUCTS,
+    attention,
+    dense,
+    dropout,
+    fused_attention,
+    gelu,
+    keep,
+)
 from mplug2.roles import PAD, Array, Execution, split_key
 from mplug2.sharding import constrain, gathered, here
 
@@ -356,7 +365,7 @@ def fold(apply: Callable[..., Any], carry: Any, *stacks: Stack | None, key: Arra
         return apply(carry, *layers, key=layer_key), None
 
     if first.execution.remat != "none":
-        policy = PRODUCTS if first.execution.remat == "dots" else None
+        policy = {"dots": PRODUCTS, "offload": OFFLOADED, "full": None}[first.execution.remat]
         body = jax.checkpoint(body, policy=policy, prevent_cse=not first.execution.scan)
     if first.execution.scan:
         return lax.scan(body, carry, (states, keys))[0]

@@ -24,14 +24,14 @@ class Execution:
     """How a network is run; never what it computes. Part of a recipe, given to each module when it is built.
 
     `dtype` is the type that activations flow in (parameters, softmax, norms' statistics and losses stay
-    float32); `remat` says what the backward pass computes again: nothing, everything but matrix products,
-    or whole layers; `scan` runs stacked layers as one `lax.scan` (quick to compile) instead of unrolling
-    them (quick to run); `attention` is who computes it where no weights drop out: our own written-out
-    products, XLA's, or cuDNN's fused kernel (GPUs, bfloat16).
+    float32); `remat` says what the backward pass computes again: nothing, everything but matrix products
+    ("offload": those with weights wait in the host's memory), or whole layers; `scan` runs stacked layers as
+    one `lax.scan` (quick to compile) instead of unrolling them (quick to run); `attention` is who computes it
+    where no weights drop out: our own written-out products, XLA's, or cuDNN's fused kernel (GPUs, bfloat16).
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Literal["none", "dots", "offload", "full"] = "none"
     scan: bool = True
     attention: Literal["written", "xla", "cudnn"] = "written"
 

@@ -131,7 +131,8 @@ def fused_attention(
     """
     turned = (rearrange(x, "... k n d -> (...) n k d") for x in (query, keys, values))
     if mask is not None:
-        mask = jnp.reshape(mask, (1,) * (4 - mask.ndim) + mask.shape)
+        mask = jnp.broadcast_to(mask, (*query.shape[:-3], 1, query.shape[-2], keys.shape[-2]))
+        mask = rearrange(mask, "... k n m -> (...) k n m")
     mixed = jax.nn.dot_product_attention(*turned, mask=mask, implementation=implementation)
     return rearrange(mixed, "b n k d -> b k n d").reshape(query.shape)
 

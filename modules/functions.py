@@ -6,7 +6,7 @@ given. Two gradients are written out, those of `dense` and `attention`, for the 
 """
 
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -123,9 +123,9 @@ attention.defvjp(_attention_forward, _attention_backward)
 
 
 def fused_attention(
-    query: Array, keys: Array, values: Array, mask: Array | None, implementation: Literal["xla", "cudnn"]
+    query: Array, keys: Array, values: Array, mask: Array | None, implementation: str
 ) -> Array:
-    """`attention` without dropout by `jax.nn.dot_product_attention`: no weights are kept for the gradient.
+    """`attention` without dropout by `jax.nn.dot_product_attention` (its "xla" or "cudnn"): no weights are kept for the gradient.
 
     A row that may look nowhere is undefined by cuDNN.
     """
@@ -133,7 +133,8 @@ def fused_attention(
     if mask is not None:
         mask = jnp.broadcast_to(mask, (*query.shape[:-3], 1, query.shape[-2], keys.shape[-2]))
         mask = rearrange(mask, "... k n m -> (...) k n m")
-    mixed = jax.nn.dot_product_attention(*turned, mask=mask, implementation=implementation)
+    how: Any = implementation
+    mixed = jax.nn.dot_product_attention(*turned, mask=mask, implementation=how)
     return rearrange(mixed, "b n k d -> b k n d").reshape(query.shape)
 
 

@@ -1,5 +1,7 @@
 """Fused attention is our own, written-out one: values and gradients, with every kind of mask."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,12 +23,14 @@ def test_xlas_attention_and_its_gradients_are_ours(mask, shape):
         mask = mask if mask.ndim == 2 else mask[:, None]
     inputs = [jax.random.normal(key, shape) for key in jax.random.split(jax.random.key(0), 4)]
     *parts, weights = inputs
+    written: Any = attention
+    by_xla: Any = fused_attention
 
     def ours(*parts):
-        return (attention(*parts, mask, None, 0.0) * weights).sum()
+        return (written(*parts, mask, None, 0.0) * weights).sum()
 
     def fused(*parts):
-        return (fused_attention(*parts, mask, "xla") * weights).sum()
+        return (by_xla(*parts, mask, "xla") * weights).sum()
 
     one = jax.jit(jax.value_and_grad(ours, argnums=(0, 1, 2)))(*parts)
     other = jax.jit(jax.value_and_grad(fused, argnums=(0, 1, 2)))(*parts)

@@ -1,5 +1,7 @@
 """Losses over many words at once, a few places at a time."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +36,7 @@ def test_in_chunks_the_loss_and_its_gradients_are_those_of_the_whole(places_at_o
 
 
 def test_in_chunks_no_float32_copy_of_all_logits_exists():
-    def compiled(chunk: int):
+    def compiled(chunk: int) -> Any:
         made = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=3)
         return made.lower(*work(64, "bfloat16"), chunk).compile()
 

@@ -131,7 +131,7 @@ def gradient(mesh: Mesh) -> tuple[str, float, dict[str, np.ndarray]]:
     placed = jax.device_put(params, trainer.shardings and trainer.shardings["params"])
     batches = {"contrast": {name: trainer.place_batch(array) for name, array in batch.items()}}
     step = jax.jit(functools.partial(trainer.gradients, key=None), compiler_options=QUICK_TO_COMPILE)
-    compiled = step.lower(placed, {}, batches).compile()
+    compiled: Any = step.lower(placed, {}, batches).compile()
     (loss, _), gradients = compiled(placed, {}, batches)
     return compiled.as_text(), float(loss), jax.device_get(flat(gradients))
 

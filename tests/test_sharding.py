@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +84,7 @@ def test_a_parameter_is_gathered_over_fsdp_alone_and_its_gradient_lies_as_it_did
             return (x @ sharding.gathered(kernel, ("embed", "mlp"))).sum()
 
     kernel = jax.device_put(jnp.ones((32, 64)), place)
-    compiled = jax.jit(jax.grad(loss)).lower(kernel, x).compile()
+    compiled: Any = jax.jit(jax.grad(loss)).lower(kernel, x).compile()
     assert compiled.output_shardings == place
     assert "f32[32,64]" not in compiled.as_text()
     np.testing.assert_array_equal(compiled(kernel, x), 8.0)
@@ -105,7 +106,7 @@ def test_captions_on_a_mesh_are_those_of_one_device_and_caches_lie_by_heads(mesh
     built = mesh.build()
     with jax.set_mesh(built):
         placed = jax.device_put(params, sharding.shardings(built, network.axes, network.shapes))
-        compiled = jax.jit(captions).lower(placed, memory).compile()
+        compiled: Any = jax.jit(captions).lower(placed, memory).compile()
         found = compiled(placed, memory)
     np.testing.assert_array_equal(found.ids, expected.ids)
     np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4)

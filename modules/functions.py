@@ -125,7 +125,8 @@ attention.defvjp(_attention_forward, _attention_backward)
 def fused_attention(
     query: Array, keys: Array, values: Array, mask: Array | None, implementation: str
 ) -> Array:
-    """`attention` without dropout by `jax.nn.dot_product_attention` (its "xla" or "cudnn"): no weights are kept for the gradient.
+    """`attention` without dropout by `jax.nn.dot_product_attention`, its "xla" or "cudnn": no weights are
+    kept for the gradient.
 
     A row that may look nowhere is undefined by cuDNN.
     """

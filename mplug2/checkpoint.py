@@ -4,8 +4,9 @@ An item for each trained module (`vision`, ...) and each module's running averag
 whoever needs one module reads one; `optimizer`, `window` (sums behind the next line of the log); `iterator`
 and `metadata`, JSON. Frozen modules are not copied: `metadata` records the sha256 of their arrays.
 
-Saving goes on in the background. A checkpoint is complete when `files.json`, written last, names the sha256
-of its files.
+Saving goes on in the background; of several processes each writes and reads the parts that its devices hold,
+in one folder. A checkpoint is complete when `files.json`, written last and by process 0, names the sha256 of
+its files.
 """
 
 import gc
@@ -23,6 +24,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from mplug2 import processes
 from mplug2.errors import CheckpointError, nearest
 from mplug2.network import Parameters, flat
 from mplug2.run import write_json
@@ -63,7 +65,7 @@ class Checkpoints:
         be donated as soon as this returns. Raises CheckpointError if this save, or the one before, could not
         be written."""
         self.wait()
-        if step in self.steps:
+        if processes.of_first(lambda: step in self.steps):
             return
         with _explained(self.path(step)):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -76,28 +78,36 @@ class Checkpoints:
         try:
             with _explained(self.path(step)):
                 saving.result()
-                _seal(self.path(step))
-            for old in self.steps[: -self.keep]:
+                if processes.first():
+                    _seal(self.path(step))
+            for old in self.steps[: -self.keep] if processes.first() else ():
                 shutil.rmtree(self.path(old), ignore_errors=True)
         except CheckpointError as error:
             self._failure = error
 
     def wait(self) -> None:
-        """Until what was begun is on disk. Raises CheckpointError if it could not be written."""
+        """Until what was begun is on disk. Raises CheckpointError, in all processes, if one could not write
+        it."""
+        self.join()
+        failures = [failure for failure in processes.exchange(self._failure) if failure is not None]
+        self._failure = None
+        if failures:
+            raise failures[0]
+
+    def join(self) -> None:
+        """Until this process writes no more, whatever has become of it."""
         if self._saving is not None:
             self._saving.join()
             self._saving = None
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
 
     def restore(self, wanted: Wanted) -> tuple[int, dict[str, Any]] | None:
         """The newest readable checkpoint: (step, items), None where there is none.
 
-        One that cannot be read is passed over with a warning. Raises CheckpointError if none can be.
+        One that cannot be read is passed over with a warning, by all processes alike. Raises CheckpointError
+        if none can be.
         """
         reasons = []
-        for step in reversed(self.steps):
+        for step in reversed(processes.of_first(lambda: self.steps)):
             try:
                 return step, _load(self.path(step), wanted)
             except _Damaged as damage:
@@ -110,6 +120,9 @@ class Checkpoints:
     def continue_from(self, step: int) -> None:
         """Removes what is not a complete checkpoint of `step` or earlier: damaged ones, and what a crash
         left."""
+        processes.of_first(lambda: self._tidy(step))
+
+    def _tidy(self, step: int) -> None:
         kept = {str(complete) for complete in self.steps if complete <= step}
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
             if path.name.partition(".")[0].isdigit() and path.name not in kept:
@@ -140,7 +153,7 @@ def restore_modules(
 ) -> tuple[int, Parameters]:
     """(step, {module: parameters}) of the newest readable checkpoint of a run: the modules `names`, or all
     that were trained; their running averages if the run keeps them and `ema`. Reads nothing else; arrays lie
-    on the first device.
+    on this process's first device.
 
     Frozen modules are not in a run: compose them from their cards. Raises CheckpointError if there is no
     checkpoint, or a module was not trained in this run.
@@ -157,7 +170,7 @@ def restore_modules(
         items = [AVERAGE + name if ema and AVERAGE + name in there else name for name in chosen]
         with _context():
             stored = ocp.checkpointables_metadata(str(path)).metadata
-        first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         return {
             item: jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=first), stored[item]
@@ -187,19 +200,24 @@ class _Damaged(Exception):
 
 
 def _load(path: Path, wanted: Wanted) -> dict[str, Any]:
+    loaded, reason = {}, ""
     try:
         items = wanted(path) if callable(wanted) else wanted
-        _verify(path, items)
+        processes.of_first(lambda: _verify(path, items))
         with _context():
-            return ocp.load_checkpointables(str(path), dict(items))
-    except (CheckpointError, _Damaged):
+            loaded = ocp.load_checkpointables(str(path), dict(items))
+    except CheckpointError:
         raise
+    except _Damaged as damage:
+        reason = str(damage)
     except Exception as error:  # whatever a damaged file makes Orbax raise
         reason = _brief(error)
-    with warnings.catch_warnings():  # Orbax leaves coroutines behind that it never awaited
-        warnings.simplefilter("ignore", RuntimeWarning)
-        gc.collect()
-    raise _Damaged(reason)
+    if reasons := [one for one in processes.exchange(reason) if one]:
+        with warnings.catch_warnings():  # Orbax leaves coroutines behind that it never awaited
+            warnings.simplefilter("ignore", RuntimeWarning)
+            gc.collect()
+        raise _Damaged(reasons[0])
+    return loaded
 
 
 def _seal(path: Path) -> None:

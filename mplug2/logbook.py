@@ -95,6 +95,23 @@ class Logbook:
         self.close()
 
 
+class Silence:
+    """The logbook of a process whose run another one logs."""
+
+    def ready(self, step: int) -> None: ...
+
+    def advance(self, step: int) -> None: ...
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def say(self, sentence: str) -> None: ...
+
+    def __enter__(self) -> "Silence":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
 def read_metrics(folder: Path | str) -> list[dict[str, float]]:
     """All lines of a run's metrics.jsonl; a last line that was cut off by a crash is left out."""
     path, lines = Path(folder) / METRICS, []

@@ -177,6 +177,7 @@ def _session() -> dict[str, Any]:
             "cores": os.cpu_count(),
             "devices": sorted({device.device_kind for device in jax.devices()}),
             "device_count": jax.device_count(),
+            "process_count": jax.process_count(),
         },
     }
 

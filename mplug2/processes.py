@@ -22,6 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from mplug2.errors import Mplug2Error
+from mplug2.lifeline import GRACE, Lifeline
 from mplug2.sharding import batch_sharding
 
 T = TypeVar("T")
@@ -54,8 +55,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=PATIENCE,
         metavar="SECONDS",
-        help=f"how long to wait for the others to join (default: {PATIENCE}); one that is silent for as long, "
-        f"or for {HEARTBEAT}, is taken for dead",
+        help=f"how long to wait for the others to join (default: {PATIENCE}); one that is silent for as "
+        f"long, or for {HEARTBEAT}, is taken for dead",
     )
 
 
@@ -69,18 +70,23 @@ def joined(
     """All processes of the job, together until the block ends. With nothing said, those of the cluster that
     JAX finds itself in, or this one alone.
 
-    Must be entered before any device is used. A process that leaves by an error does not wait for the others.
-    Raises ProcessError.
+    Must be entered before any device is used. A process that leaves by an error does not wait for the others;
+    they end as well. Raises ProcessError.
     """
     if not _join(coordinator, processes, process, patience):
         yield
         return
+    lifeline = Lifeline(jax.process_index(), exchange, coordinator and _host_port(coordinator)[0])
     try:
         yield
     except BaseException as error:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            time.sleep(GRACE)  # if a collective broke because another process did, the lifeline says so
+        lifeline.close(f"{type(error).__name__}: {error}")
         # At exit JAX would wait for the others, who wait for this one.
         atexit.register(_leave, 2 if isinstance(error, Mplug2Error) else 1)
         raise
+    lifeline.close()
     jax.distributed.shutdown()
 
 
@@ -124,8 +130,8 @@ def _join(coordinator: str | None, processes: int | None, process: int | None, p
 
 
 def _check(coordinator: str, processes: int, process: int) -> None:
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    host, port = _host_port(coordinator)
+    if not host or not 0 < port < 65536:
         raise ProcessError(f'--coordinator is "{coordinator}", expected HOST:PORT such as 10.0.0.1:1234')
     if processes < 1:
         raise ProcessError(f"--processes is {processes}, expected at least 1")
@@ -133,15 +139,19 @@ def _check(coordinator: str, processes: int, process: int) -> None:
         raise ProcessError(f"--process is {process}, expected from 0 to {processes - 1} (--processes less 1)")
 
 
+def _host_port(address: str) -> tuple[str, int]:
+    """`[::1]:80 -> ("::1", 80)`; port 0 if there is none."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port) if port.isdigit() else 0
+
+
 def _reach(coordinator: str, patience: int) -> None:
     """Waits until process 0 listens: JAX's own client would end this process without a word to read."""
-    host, _, port = coordinator.rpartition(":")
     until, reason = time.monotonic() + patience, ""
     while time.monotonic() < until:
         try:
-            socket.create_connection(
-                (host.strip("[]"), int(port)), timeout=max(0.1, until - time.monotonic())
-            ).close()
+            left = max(0.1, until - time.monotonic())
+            socket.create_connection(_host_port(coordinator), timeout=left).close()
             return
         except OSError as error:
             reason = error.strerror or str(error)
@@ -207,7 +217,7 @@ def held(mesh: jax.sharding.Mesh, batch: int) -> list[int]:
 
 
 def spread(tree: Any, shardings: Any) -> Any:
-    """Arrays that every process has whole -> the same on devices of all; each process places its own parts."""
+    """Arrays that every process has whole -> the same on devices of all; each places its own parts."""
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)
 

@@ -260,7 +260,8 @@ class _Session:
 
 
 class Interruption:
-    """While it is entered, the first Ctrl-C or SIGTERM makes `asked` true, the second raises KeyboardInterrupt.
+    """While it is entered, the first Ctrl-C or SIGTERM makes `asked` true, the second raises
+    KeyboardInterrupt.
 
     In several processes JAX itself listens for SIGTERM and tells all of them; a Ctrl-C here is passed on as
     one.
@@ -272,7 +273,7 @@ class Interruption:
         self._before: dict[int, Any] = {}
 
     def asked(self, step: int) -> bool:
-        """Whether to stop after `step`; the same in all processes, each of which must ask after every step."""
+        """Whether to stop after `step`: the same in all processes, each of which asks after every step."""
         if jax.distributed.is_initialized():
             return multihost_utils.reached_preemption_sync_point(step)
         return self._noted

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from cluster import call
-from toy import losses, run, toy
+from toy import run, toy
 
 from mplug2.logbook import read_metrics
 from mplug2.recipe import Recipe

@@ -1,6 +1,7 @@
 """Evaluation: a recipe's evaluations on held-out examples -> scores with intervals, and what was said.
 
-Every example is scored exactly once. Scores are called `image_answer` and, by type, `image_answer/count`;
+Every example is scored exactly once, in any number of processes (mplug2.processes), all of which get the
+results. Scores are called `image_answer` and, by type, `image_answer/count`;
 what `blind` and `chance` are is told in mplug2.evaluations. Choose nothing by the test split: that is what
 `validation` is for.
 """
@@ -14,6 +15,7 @@ import jax
 from rich.console import Console
 from rich.progress import Progress
 
+from mplug2 import processes
 from mplug2.data.tokens import Tokenizer
 from mplug2.errors import RecipeError, nearest
 from mplug2.evaluations import (
@@ -81,7 +83,7 @@ def evaluate(
     inference = Inference(compiled=compiled, recipe=recipe, tokenizer=tokenizer, split=split, limit=limit)
     scores: dict[str, Score] = {}
     # Refreshed by hand: rich's own thread would import while TFDS, loaded with the data, replaces `import`.
-    screen = console or Console(stderr=True)
+    screen = console or Console(stderr=True, quiet=not processes.first())
     with Progress(console=screen, transient=True, auto_refresh=False) as progress:
         bar = progress.add_task("evaluation", total=len(chosen))
         for count, (name, evaluation) in enumerate(chosen.items()):
@@ -93,7 +95,7 @@ def evaluate(
             progress.update(bar, description=name, completed=count, refresh=True)
             measured = evaluation.measure(replace(inference, advance=advance))
             scores |= {name + end: score for end, score in measured.scores.items()}
-            if predictions is not None:
+            if predictions is not None and processes.first():
                 predictions.mkdir(parents=True, exist_ok=True)
                 lines = [json.dumps(said) + "\n" for said in measured.predictions]
                 (predictions / f"{name}.jsonl").write_text("".join(lines))

@@ -13,7 +13,7 @@ import pickle
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from mplug2.errors import Mplug2Error
 from mplug2.lifeline import GRACE, Lifeline
 from mplug2.sharding import batch_sharding
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 PATIENCE = 300
@@ -207,6 +208,13 @@ def of_first(work: Callable[[], T]) -> T:
 
 # ------------------------------------------------------------------------------------------------------------
 # Sharing
+
+
+def dealt(work: Callable[[S], T], pieces: Sequence[S]) -> list[T]:
+    """`[work(piece) for piece in pieces]`, the pieces dealt out among the processes; all get every result."""
+    count = jax.process_count()
+    results = exchange([work(piece) for piece in pieces[jax.process_index() :: count]])
+    return [results[place % count][place // count] for place in range(len(pieces))]
 
 
 def held(mesh: jax.sharding.Mesh, batch: int) -> list[int]:

@@ -29,10 +29,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 PATIENCE = 300
-"""Seconds that the others may take to join."""
-
-HEARTBEAT = 100
-"""Seconds without a sign of life after which a process is taken for dead."""
+"""Seconds that the others may take to join, and to give a sign of life."""
 
 
 class ProcessError(Mplug2Error):
@@ -56,8 +53,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=PATIENCE,
         metavar="SECONDS",
-        help=f"how long to wait for the others to join (default: {PATIENCE}); one that is silent for as "
-        f"long, or for {HEARTBEAT}, is taken for dead",
+        help="how long to wait for the others to join, and for a sign of life of a machine that may be gone "
+        f"(default: {PATIENCE})",
     )
 
 
@@ -115,7 +112,7 @@ def _join(coordinator: str | None, processes: int | None, process: int | None, p
             processes,
             process,
             initialization_timeout=patience,
-            heartbeat_timeout_seconds=min(patience, HEARTBEAT),
+            heartbeat_timeout_seconds=patience,
         )
     except ValueError:  # nobody said anything, and JAX knows no cluster that it is in
         if len(missing) < len(said):
@@ -230,6 +227,8 @@ def spread(tree: Any, shardings: Any) -> Any:
         return jax.device_put(tree, shardings)
 
     def placed(leaf: Any, where: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return jax.device_put(leaf, where)  # spread already
         whole = np.asarray(leaf)
         return jax.make_array_from_callback(whole.shape, where, lambda index: whole[index])
 

@@ -142,9 +142,7 @@ class _Session:
                 return self._outcome(step, state)
             if step:
                 logbook.say(f"{self.run.path}: continuing after step {step}")
-            stack.callback(
-                self.checkpoints.join
-            )  # a save that still goes on, should the session end by an error
+            stack.callback(self.checkpoints.join)  # an error may come while a save still goes on
             feed = stack.enter_context(Prefetch(batches, trainer.place_batch))
             interruption = stack.enter_context(Interruption(logbook))
             first = step + 1

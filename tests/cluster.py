@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PATIENCE = 120  # the machines that run tests are slow, and stop at times
+PATIENCE = 600  # the machines that run tests are slow, and stop at times
 
 
 def free_port() -> int:
@@ -43,7 +43,7 @@ def start(function: str, *words: object, count: int, devices: int) -> list[subpr
     ]
 
 
-def finish(started: list[subprocess.Popen[str]], timeout: float = 600) -> list[tuple[int, str]]:
+def finish(started: list[subprocess.Popen[str]], timeout: float = 900) -> list[tuple[int, str]]:
     """(exit status, what it said) of each."""
     said = [process.communicate(timeout=timeout)[0] for process in started]
     return [(process.returncode, text) for process, text in zip(started, said, strict=True)]

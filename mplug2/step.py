@@ -7,7 +7,7 @@ those that are adapted by a delta, are an argument, never differentiated.
 
 Batches are by feed (`Recipe.feeds`). Every objective's loss is computed in every step; what is minimised is
 their sum by weight. With accumulation, a batch is cut into `accumulate` parts whose gradients are averaged (a
-contrastive loss then sees only its part as negatives).
+contrastive loss then sees only its part as negatives, and a mean over words is one of its part's words).
 """
 
 from collections.abc import Callable, Mapping

@@ -120,6 +120,16 @@ def test_a_plain_vit_converts_from_the_names_of_timm(tmp_path):
                 settings=Settings(heads=4))  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", ["mplug2", "clip", "vit", "bert"])
+def test_a_checkpoint_of_another_kind_is_refused_with_its_own(tmp_path, tensors, kind):
+    recorded = load_file(GOLDEN / "aux" / "image_vit.safetensors")
+    vit = {key.removeprefix("param."): tensor for key, tensor in recorded.items() if key.startswith("param.")}
+    known = {"mplug2": tensors, "clip": clip_of_openai(tensors), "vit": vit, "bert": bert(tensors)}
+    for asked in {"mplug2", "mplug", "clip", "vit", "bert"} - {kind}:
+        with pytest.raises(CheckpointError, match=rf"x\.pth: .*; its keys look like those of --from {kind}$"):
+            convert(tmp_path, known[kind], asked)
+
+
 @pytest.mark.parametrize(
     ("said", "reason"),
     [

@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 from torch_twin import Twin
 
-from mplug2 import AdamW, Execution, Objective, Recipe, modules, tasks
+from mplug2 import AdamW, Execution, Objective, modules, tasks
 from mplug2.benchmark import step_flops, threads
 from mplug2.data.pixels import Preprocessing
 from mplug2.generate import Greedy, decode
@@ -31,6 +32,7 @@ from mplug2.network import Network, Parameters
 from mplug2.roles import PAD, Array
 from mplug2.routes import see
 from mplug2.step import Trainer
+from mplug2.tools.bench import official_work
 
 Batch = Mapping[str, np.ndarray]
 NAMES = ("vision", "temporal", "universal", "decoder")
@@ -51,8 +53,8 @@ class Ours:
 
     def __init__(self, network: Network, params: Parameters, batch: Batch, *, dropout: bool):
         count, frames, height, width = batch["clips"].shape[:4]
-        recipe = Recipe(
-            name="compared",
+        recipe = replace(
+            official_work(),
             modules=network.configs,
             objectives={"caption": Objective(task=tasks.caption, data=None, batch=count)},
             preprocessing=Preprocessing(height=height, width=width, frames=frames),
@@ -143,7 +145,7 @@ def main() -> int:
     parser.add_argument("--words", type=int, default=20)
     parser.add_argument("--steps", type=int, default=5, help="timed ones of each side")
     parser.add_argument("--no-compile", action="store_true", help="PyTorch as it runs eagerly")
-    parser.add_argument("--remat", default="none", help="our execution.remat (default: none)")
+    parser.add_argument("--remat", default="dots", help="our execution.remat (default: dots)")
     parser.add_argument("--unroll", action="store_true", help="our execution.scan=false")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()

@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 
 from mplug2 import hub, weights
-from mplug2.card import Card, File, Parent, Parents, encode
+from mplug2.card import Card, File, Parent, Parents, draft
 from mplug2.errors import CardError, nearest
 from mplug2.merge_methods import GreedySoup, Method, Tensor
 from mplug2.network import Network, flat
+from mplug2.typed_json import encode
 
 Place = Card | str | Path
 Coefficients = Sequence[float] | Mapping[str, Sequence[float]] | None
@@ -148,7 +149,7 @@ def planned(
         _check_alike(cards if origin is None else (origin, *cards))
         origins = _check_base(cards, origin)
         card = dataclasses.replace(
-            hub.draft(f"{module}-{family}", module, cards[0].config, cards[0].interface),
+            draft(f"{module}-{family}", module, cards[0].config, cards[0].interface),
             licence=licence or _licence(cards),
             source=cards[0].source if len({card.source for card in cards}) == 1 else "",
             paper=cards[0].paper if len({card.paper for card in cards}) == 1 else "",

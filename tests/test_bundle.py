@@ -13,7 +13,7 @@ import pytest
 from fresh import fresh
 from PIL import Image
 
-from mplug2 import archive, bundle, hub, lock, overrides, recipes
+from mplug2 import archive, bundle, hub, lock, overrides, publishing, recipes
 from mplug2.data.handwriting import Handwriting
 from mplug2.errors import CardError
 from mplug2.network import flat
@@ -26,7 +26,7 @@ def made(tmp_path_factory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("bundle")
     recipe = recipes.find("image_caption.tiny")
     params = fresh(recipe.modules, seed=3)
-    hub.publish(folder / "cards", "vision-a", "vision", recipe.modules["vision"], params["vision"])
+    publishing.publish(folder / "cards", "vision-a", "vision", recipe.modules["vision"], params["vision"])
     changes = ["modes.vision=frozen", f"cards.vision={folder / 'cards'}", "execution.dtype=bfloat16"]
     recipe = overrides.apply(recipe, changes)
     trained = {name: tree for name, tree in params.items() if name != "vision"}

@@ -12,7 +12,7 @@ import pytest
 from fresh import compiled, fresh
 from toy import Numbers, batch, losses, run, same, toy, trainer
 
-from mplug2 import adapt, anatomy, hub, lock, recipes
+from mplug2 import adapt, anatomy, hub, lock, publishing, recipes
 from mplug2.card import read_card
 from mplug2.checkpoint import Checkpoints, fingerprint, restore_modules
 from mplug2.data.pixels import Preprocessing
@@ -265,10 +265,10 @@ def published(tmp_path_factory) -> Path:
     """Three modules, and a delta of `universal`."""
     folder = tmp_path_factory.mktemp("cards")
     cards = {
-        module: hub.publish(folder / "base", f"{module}-a", module, config, fresh(MODULES)[module])
+        module: publishing.publish(folder / "base", f"{module}-a", module, config, fresh(MODULES)[module])
         for module, config in MODULES.items()
     }
-    hub.publish(
+    publishing.publish(
         folder / "delta",
         "universal_delta-a",
         "universal_delta",
@@ -302,7 +302,7 @@ def test_base_and_delta_cards_compose_and_another_base_is_refused_with_both_side
     assert list(network.configs) == [*sorted(MODULES), "universal_delta"]
     mine, own = adapted()
     np.testing.assert_array_equal(computed(network, params), computed(mine, own))
-    other = hub.publish(tmp_path, "universal-b", "universal", OF, fresh(MODULES, seed=1)["universal"])
+    other = publishing.publish(tmp_path, "universal-b", "universal", OF, fresh(MODULES, seed=1)["universal"])
     delta = hub.find(published / "delta")
     with pytest.raises(
         CardError, match=f"delta of the universal of sha256 {delta.base}, .*{other.file.sha256}"
@@ -348,7 +348,7 @@ def test_a_recipe_begins_a_delta_or_goes_on_from_a_published_one(published, tmp_
     locked = lock.of(goes_on)
     locked.write(tmp_path / "lock.json")
     same(lock.compose(lock.read(tmp_path / "lock.json"))[1], params)
-    hub.publish(tmp_path, "universal-b", "universal", OF, fresh(MODULES, seed=1)["universal"])
+    publishing.publish(tmp_path, "universal-b", "universal", OF, fresh(MODULES, seed=1)["universal"])
     wrong = dataclasses.replace(
         goes_on, cards=dict(goes_on.cards) | {"universal": str(tmp_path / "universal-b.json")}
     )

@@ -12,7 +12,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from mplug2 import hub, lock, merge, merge_methods, readme, weights
+from mplug2 import hub, lock, merge, merge_methods, publishing, readme, weights
 from mplug2.card import Card, Parent, Parents, Tokens, read_card
 from mplug2.data.pixels import Preprocessing
 from mplug2.errors import CardError
@@ -44,7 +44,7 @@ def publish(folder: Path, seed: int, family: str, **more) -> Path:
     modules = more.pop("modules", MODULES)
     for module, arrays in drawn(seed, modules).items():
         tree = nested({tuple(name.split(".")): array for name, array in arrays.items()})
-        hub.publish(folder, f"{module}-{family}", module, modules[module], tree, **more)
+        publishing.publish(folder, f"{module}-{family}", module, modules[module], tree, **more)
     return folder
 
 
@@ -512,7 +512,7 @@ def test_a_soup_of_three_fine_tunes_is_at_least_as_good_as_their_mean(tmp_path):
         train(recipe, run)
         _, _, params = restore(read_run(run), recipe)
         for module, config in shelf.modules.items():
-            hub.publish(place, f"{module}-{seed}", module, config, params[module])
+            publishing.publish(place, f"{module}-{seed}", module, config, params[module])
         places.append(place)
         scores.append(score(params))
     cards = merge.merge(tmp_path / "soup", Soup(), places)

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mplug2 import adapt, hub, lock, overrides, readme, recipes
+from mplug2 import adapt, hub, lock, overrides, publishing, readme, recipes
 from mplug2.card import Parent, Parents, Score, Trained
 from mplug2.card_tokenizer import stated
 from mplug2.errors import CardError, nearest
@@ -64,7 +64,7 @@ def publish(
     for module in chosen:
         config = network.configs[module]
         name = f"{module}-{arguments.family or recipe.name.rpartition('.')[2]}"
-        card = hub.publish(
+        card = publishing.publish(
             folder,
             name,
             module,

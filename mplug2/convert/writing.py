@@ -1,7 +1,7 @@
 """Modules written from tensors that lie in another file: turned, stacked and checked block by block, never
 held whole.
 
-The safetensors file has the bytes that `mplug2.publishing.publish` would write of the same arrays, so its card
+The safetensors file has the bytes that `mplug2.publishing.publish` would write of the same arrays: its card
 is an ordinary one.
 """
 

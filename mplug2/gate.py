@@ -2,6 +2,7 @@
 by a rule; anything else is an error that lists both sides."""
 
 import fnmatch
+import functools
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -28,14 +29,19 @@ class Passed(NamedTuple):
     skipped: set[str]
 
 
-def shapes(modules: Mapping[str, Config], who: str) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """{module: {array name: shape and type}}, by tracing the configs' own builders; no array is made. Raises
+def shapes(config: Config, who: str) -> Mapping[str, jax.ShapeDtypeStruct]:
+    """A module's {array name: shape and type}, by tracing its config's own builder; no array is made. Raises
     CardError for a config that cannot be built."""
     try:
-        return {name: flat(tree) for name, tree in Network(modules).shapes.items()}
+        return _traced(config)
     # The numbers are a stranger's, and any layer may be the one that cannot take them.
     except Exception as error:
         raise CardError(f"{who}: its config cannot be built ({type(error).__name__}: {error})") from None
+
+
+@functools.lru_cache(maxsize=64)  # tracing a large config takes longer than opening its file
+def _traced(config: Config) -> Mapping[str, jax.ShapeDtypeStruct]:
+    return MappingProxyType(flat(Network({"": config}).shapes[""]))
 
 
 def check(

@@ -103,31 +103,20 @@ def _card_files(folder: Path) -> list[Path]:
 def load(card: Card) -> tuple[Config, Parameters]:
     """A module's config and parameters. Raises CardError unless the file is the card's own, by size and
     sha256, and holds the config's arrays and no other."""
-    return card.config, _widened(stored(card)[0])
+    return card.config, _widened(stored(card))
 
 
-def stored(*cards: Card) -> list[dict[str, np.ndarray]]:
-    """Of each card the module's arrays by name as its file stores them, verified like `load`'s: read-only
-    views of the mapped file."""
-    expected: dict[tuple[str, Config], Mapping[str, jax.ShapeDtypeStruct]] = {}
-    found = []
-    for card in cards:
-        kind = card.module, card.config
-        if kind not in expected:  # tracing a large config takes longer than opening its file
-            expected[kind] = gate.shapes({card.module: card.config}, f"card {card.name}")[card.module]
-        arrays = _arrays(card)
-        gate.check(card, expected[kind], arrays)
-        found.append(arrays)
-    return found
+def stored(card: Card) -> dict[str, np.ndarray]:
+    """A module's arrays by name as its file stores them, verified as by `load`: read-only views of the mapped
+    file."""
+    return _checked(card)[0]
 
 
 def load_onto(card: Card, mesh: jax.sharding.Mesh, *, verify: bool = True) -> Parameters:
     """A module's parameters on the devices of a mesh, by the table in mplug2.sharding, without a copy on the
     host. `verify=False` trusts that the file was verified when it was downloaded, so that each process of
     many reads its own slices only. Raises CardError, DownloadError."""
-    expected = gate.shapes({card.module: card.config}, f"card {card.name}")[card.module]
-    arrays = _arrays(card, verify=verify)
-    gate.check(card, expected, arrays)
+    arrays, expected = _checked(card, verify)
     axes = flat(Network({card.module: card.config}).axes[card.module])
     return _nested(placing.place(arrays, placing.on_mesh(mesh, axes, expected)))
 
@@ -145,6 +134,13 @@ def located(card: Card, meter: Meter | None = None) -> Path:
         return fetch(card.file, meter=meter)
     with Bar() as bar:
         return fetch(card.file, meter=bar)
+
+
+def _checked(card: Card, verify: bool = True) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
+    """A module's arrays as its file stores them, and the shapes that its config expects, which they have."""
+    expected, arrays = gate.shapes(card.config, f"card {card.name}"), _arrays(card, verify=verify)
+    gate.check(card, expected, arrays)
+    return arrays, expected
 
 
 def _arrays(card: Card, verify: bool = True) -> dict[str, np.ndarray]:

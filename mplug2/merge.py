@@ -276,7 +276,7 @@ def _finite(score: float) -> float:
 def _written(plan: Plan) -> Card:
     """Writes a module and its card, each tensor as it is made."""
     card = plan.card
-    files = hub.stored(*plan.parents, *([plan.base] if plan.base else []))
+    files = [hub.stored(one) for one in (*plan.parents, *([plan.base] if plan.base else []))]
     dtype = weights.FLOATS[card.interface.dtype]
     axes = flat(Network({card.module: card.config}).axes[card.module])
     kinds = {name: SimpleNamespace(shape=array.shape, dtype=dtype) for name, array in files[0].items()}

@@ -60,7 +60,7 @@ def publish(
         tokenizer=tokenizer,
         folder=path.parent,
     )
-    gate.check(card, gate.shapes({module: config}, f"module {module}")[module], arrays)
+    gate.check(card, gate.shapes(config, f"module {module}"), arrays)
     with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused below by name
         arrays = {key: array.astype(weights.FLOATS[dtype]) for key, array in arrays.items()}
     if strange := sorted(

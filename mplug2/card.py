@@ -147,8 +147,9 @@ class Parent:
 
 @dataclass(frozen=True, kw_only=True)
 class Parents:
-    """What a module was merged from (mplug2.merge), or trained from: then `method` is "train" and only the
-    base is stated. `settings` are the method's numbers, `take` the names of the arrays that a graft took."""
+    """What a module was merged from (mplug2.merge), or trained from: then `method` is "train", or the form of
+    the delta that was merged into its base ("lora"), whose own card is stated where it began from one.
+    `settings` are the method's numbers, `take` the names of the arrays that a graft took."""
 
     method: str
     merged: tuple[Parent, ...] = ()

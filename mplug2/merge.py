@@ -128,9 +128,10 @@ def planned(
     licence: str,
 ) -> dict[str, Plan]:
     """What `merge` would do, by module. Raises CardError where it would."""
-    if not parents or method.parents not in (None, len(parents)):
-        expected = f"{method.parents}" if method.parents else "at least 1"
-        raise CardError(f"{method.name} of {len(parents)} parents, expected {expected}")
+    least, most = method.parents
+    if not least <= len(parents) <= most:
+        expected = f"{least}" if least == most else f"at least {least}"
+        raise CardError(f"{method.name} of {len(parents)} parent(s), expected {expected}")
     if method.based != (base is not None):
         needs = "needs the base that its parents were trained from" if method.based else "has no base"
         raise CardError(f"{method.name} {needs}, and {base or 'none'} is given")

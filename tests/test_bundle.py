@@ -90,9 +90,12 @@ def test_a_changed_byte_of_a_bundle_is_refused(tar, tmp_path):
                 bundle.load(tmp_path / "bad.tar")
 
 
-def test_a_folder_that_is_in_use_is_not_written_over(made, capsys):
-    assert main(["bundle", "image_caption.small", "--out", str(made[0])]) == 2
-    assert "is there already" in capsys.readouterr().err
+def test_a_folder_or_a_tar_that_is_there_is_not_written_over(made, tar, capsys):
+    kept = tar.read_bytes()
+    for what, there in (("image_caption.small", made[0]), ("image_caption.small", tar), (str(tar), made[0])):
+        assert main(["bundle", what, "--out", str(there)]) == 2
+        assert f"{there} is there already" in capsys.readouterr().err
+    assert tar.read_bytes() == kept
 
 
 def test_a_bundled_recipe_predicts_and_scores_as_the_shelf_does_without_a_network(

@@ -13,13 +13,13 @@ from fresh import compiled, fresh
 from toy import Numbers, batch, losses, run, same, toy, trainer
 
 from mplug2 import adapt, anatomy, hub, lock, publishing, recipes
-from mplug2.card import read_card
+from mplug2.card import Parent, Parents, read_card
 from mplug2.checkpoint import Checkpoints, fingerprint, restore_modules
 from mplug2.data.pixels import Preprocessing
 from mplug2.data.tokens import SentencePiece
 from mplug2.errors import CardError, CheckpointError, DataError, RecipeError
 from mplug2.modules import decoder, universal, vision
-from mplug2.modules.delta import BitFit, Bottleneck, Lora
+from mplug2.modules.forms import BitFit, Bottleneck, Lora
 from mplug2.network import Network, flat
 from mplug2.overrides import apply
 from mplug2.predict import Predictor
@@ -192,7 +192,7 @@ def test_a_recipe_says_what_is_adapted_and_how():
     assert list(recipe.parts) == ["vision", "head", "vision_delta"]
     assert [name for name in recipe.parts if recipe.trains(name)] == ["vision_delta"]
     assert apply(recipe, ["deltas.vision.rank=5"]).deltas["vision"] == Lora(rank=5)
-    with pytest.raises(RecipeError, match=r"needs the form of its delta \(deltas.vision\)"):
+    with pytest.raises(RecipeError, match=r"needs the form of its delta \(delta, or deltas.vision\)"):
         toy(modes={"vision": "lora"}, cards={"vision": "a card"})
     with pytest.raises(RecipeError, match="mode lora of vision needs a card"):
         toy(modes={"vision": "lora"}, deltas={"vision": Lora()})
@@ -383,6 +383,7 @@ def test_what_a_run_learned_is_published_as_a_delta_or_merged(published, tmp_pat
         "mplug2.trained.restore_modules", lambda path, names: (7, {name: own[name] for name in names})
     )
     open_run(tmp_path / "run", recipe)
+    lock.of(recipe).write(tmp_path / "run" / lock.FILE)
     words = [str(tmp_path / "run"), "--dtype", "float32", "--family", "mine"]
     publish([*words, "--module", "universal_delta", "--to", str(tmp_path / "delta")])
     network, params = hub.compose(published / "base", tmp_path / "delta")
@@ -391,4 +392,10 @@ def test_what_a_run_learned_is_published_as_a_delta_or_merged(published, tmp_pat
     publish([*words, "--merged", "--module", "universal", "--to", str(tmp_path / "merged")])
     config, merged = hub.load(hub.find(tmp_path / "merged"))
     assert config == OF
+    base, come = hub.find(published / "base", "universal"), hub.find(tmp_path / "merged").parents
+    assert come == Parents(
+        method="lora",
+        base=Parent(name=base.name, sha256=base.file.sha256),
+        settings={"rank": 4.0, "alpha": 8.0, "dropout": 0.0},
+    )
     same(merged, adapt.merge(network, params)[1]["universal"])

@@ -217,7 +217,7 @@ def test_the_merged_card_names_its_parents_and_comes_back(places, tmp_path):
     ],
 )
 def test_parents_that_are_not_what_a_card_states_are_refused(change, said, places, tmp_path):
-    merge.merge(tmp_path, Soup(), [places["a"]], modules=["contrastive"])
+    merge.merge(tmp_path, Soup(), [places["a"], places["b"]], modules=["contrastive"])
     path = tmp_path / "contrastive-soup.json"
     value = json.loads(path.read_text())
     value["parents"] |= change

@@ -64,7 +64,9 @@ def test_parents_of_different_modules_are_refused_until_some_are_chosen(places, 
     said = "different modules: contrastive-a, vision-a and vision-b; choose"
     refused(said, tmp_path / "out", Soup(), [places["a"], card])
     assert set(merge.merge(tmp_path / "out", Soup(), [places["a"], card], modules=["vision"])) == {"vision"}
-    refused("no parent's 'visoin' among .*did you mean", tmp_path / "x", Soup(), [card], modules=["visoin"])
+    refused(
+        "no parent's 'visoin' among .*did you mean", tmp_path / "x", Soup(), [card] * 2, modules=["visoin"]
+    )
     other = hub.find(places["b"], "contrastive")
     refused("different modules: vision-b and contrastive-b", tmp_path / "x", Soup(), [card, other])
 
@@ -86,7 +88,11 @@ def test_a_parent_that_states_another_base_is_refused_with_both(places, tmp_path
 def test_a_base_is_given_where_the_method_needs_one_and_holds_the_modules(places, tmp_path):
     refused("ties needs the base .* none is given", tmp_path / "x", Ties(), [places["a"]])
     refused(
-        "soup has no base, and .*base is given", tmp_path / "x", Soup(), [places["a"]], base=places["base"]
+        "soup has no base, and .*base is given",
+        tmp_path / "x",
+        Soup(),
+        [places["a"]] * 2,
+        base=places["base"],
     )
     vision_only = hub.find(places["base"], "vision")
     refused(
@@ -110,8 +116,9 @@ def test_coefficients_that_mean_nothing_are_refused(method, coefficients, said, 
 
 
 def test_too_many_and_too_few_parents_are_refused(places, tmp_path):
-    refused("slerp of 3 parents, expected 2", tmp_path / "x", Slerp(), [places[name] for name in "abc"])
-    refused("soup of 0 parents, expected at least 1", tmp_path / "x", Soup(), [])
+    refused(r"slerp of 3 parent\(s\), expected 2", tmp_path / "x", Slerp(), [places[name] for name in "abc"])
+    refused(r"soup of 1 parent\(s\), expected at least 2", tmp_path / "x", Soup(), [places["a"]])
+    refused(r"ties of 0 parent\(s\), expected at least 1", tmp_path / "x", Ties(), [])
 
 
 def test_licences_that_differ_are_refused_until_one_is_stated(places, tmp_path):
@@ -168,6 +175,7 @@ def test_a_merge_that_overflows_its_type_is_refused_by_name(places, tmp_path):
     [
         (["sooup", "A"], 'no method "sooup".*did you mean "soup"'),
         (["soup", "A", "--density", "0.5"], "soup has no density"),
+        (["soup", "A"], r"soup of 1 parent\(s\), expected at least 2"),
         (["soup", "A", "--score", "image_answer"], "--score chooses the parents of a greedy soup"),
         (["greedy", "A", "--base", "A", "--score", "x"], "--base: a greedy soup has none"),
         (["greedy", "A"], "greedy needs a validation score"),

@@ -32,6 +32,7 @@ from mplug2.roles import (
     Text,
     Universal,
     Vision,
+    base_of,
     padding_mask,
 )
 from mplug2.routes import fused_memory, read, see

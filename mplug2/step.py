@@ -171,7 +171,7 @@ class Trainer:
         self, params: Parameters, frozen: Parameters, batches: Batches, key: Array | None
     ) -> tuple[Array, dict[str, Array]]:
         """(sum by weight, {objective: loss}). Clips come as uint8 and are normalised here."""
-        modules = self.network.bind({**frozen, **params})
+        modules = self.network.bind({**frozen, **params}, key)
         ready = {feed: self._normalised(batch) for feed, batch in batches.items()}
         total, losses = jnp.zeros((), jnp.float32), {}
         for place, (name, objective) in enumerate(self.recipe.objectives.items()):

@@ -22,7 +22,7 @@ from converting import (
 from safetensors.numpy import load_file, save_file
 from torch_writer import rebuilt, save, write
 
-from mplug2 import hub
+from mplug2 import hub, publishing
 from mplug2.card_tokenizer import tokenizer_of
 from mplug2.convert import conversion, families, reversal
 from mplug2.convert.keys import to_ours
@@ -100,7 +100,9 @@ def test_modules_are_the_ones_that_the_key_map_makes_and_load_as_cards(tmp_path,
 def test_a_file_is_byte_for_byte_what_the_hub_would_publish(tmp_path, tensors, model):
     convert(tmp_path, tensors)
     ours = to_ours(model.keys, tensors)["universal"]
-    published = hub.publish(tmp_path / "hub", "universal-qa", "universal", model.configs["universal"], ours)
+    published = publishing.publish(
+        tmp_path / "hub", "universal-qa", "universal", model.configs["universal"], ours
+    )
     assert published.file == hub.find(tmp_path / "out", "universal").file
 
 
@@ -137,7 +139,7 @@ def test_pretraining_names_and_momentum_copies_are_known_and_come_back(tmp_path,
 def test_modules_without_a_report_go_back_to_a_fine_tuned_file(tmp_path, tensors, model):
     ours = to_ours(model.keys, tensors)
     for module, params in ours.items():
-        hub.publish(tmp_path / "out", f"{module}-mine", module, model.configs[module], params)
+        publishing.publish(tmp_path / "out", f"{module}-mine", module, model.configs[module], params)
     reversal.revert(tmp_path / "out", "mplug2", tmp_path / "back.safetensors", fusion_stack=5)
     found = load_file(tmp_path / "back.safetensors")
     assert model.keys.keys() <= found.keys()

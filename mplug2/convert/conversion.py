@@ -64,9 +64,13 @@ def read_checkpoint(path: Path) -> tuple[dict[str, StoredTensor], str]:
     """The tensors of a .safetensors file, or of PyTorch's, and what they were wrapped in. Raises
     CheckpointError."""
     if path.is_dir():
-        raise CheckpointError(
-            f"{path}: is a folder, expected a checkpoint (a folder of modules goes back by --to)"
-        )
+        held = [
+            file.name
+            for kind in ("*.safetensors", "*.pth", "*.pt", "*.tar", "*.bin")
+            for file in path.glob(kind)
+        ]
+        hint = f"; it holds {_some(sorted(held))}" if held else ""
+        raise CheckpointError(f"{path} is a folder: name the checkpoint's file in it{hint}")
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")
     if path.suffix == ".safetensors":

@@ -58,11 +58,13 @@ class Trainer:
     """A recipe and its network made ready to train: `begin`, `step`, and where everything lies.
 
     On one device nothing is sharded; on a mesh parameters, moments and averages follow the table of
-    mplug2.sharding.
+    mplug2.sharding. `mesh` (default: the recipe's, of the devices that are here) may be one of devices that
+    are not, for a step that is only compiled.
     """
 
-    def __init__(self, recipe: Recipe, network: Network):
-        self.mesh = recipe.mesh.build()
+    def __init__(self, recipe: Recipe, network: Network, mesh: jax.sharding.Mesh | None = None):
+        self.mesh = recipe.mesh.build() if mesh is None else mesh
+        sharding.check_heads(self.mesh, recipe.parts)
         shares = sharding.batch_shares(self.mesh)
         for name, objective in recipe.objectives.items():
             if objective.batch % recipe.accumulate:
@@ -171,7 +173,7 @@ class Trainer:
         self, params: Parameters, frozen: Parameters, batches: Batches, key: Array | None
     ) -> tuple[Array, dict[str, Array]]:
         """(sum by weight, {objective: loss}). Clips come as uint8 and are normalised here."""
-        modules = self.network.bind({**frozen, **params}, key)
+        modules = self.network.bind(self._gathered({**frozen, **params}), key)
         ready = {feed: self._normalised(batch) for feed, batch in batches.items()}
         total, losses = jnp.zeros((), jnp.float32), {}
         for place, (name, objective) in enumerate(self.recipe.objectives.items()):
@@ -180,6 +182,14 @@ class Trainer:
             losses[name] = objective.task(batch, own_key, **select(objective.task, modules))
             total += objective.weight * losses[name]
         return total, losses
+
+    def _gathered(self, params: Parameters) -> Parameters:
+        """What every layer needs whole; stacks gather their own, one layer at a time (modules.layers.fold)."""
+
+        def ready(array: Array, axes: sharding.Axes) -> Array:
+            return array if axes[:1] == ("layers",) else sharding.gathered(array, axes)
+
+        return jax.tree.map(ready, params, {name: self.network.axes[name] for name in params})
 
     def _normalised(self, batch: Mapping[str, Array]) -> Mapping[str, Array]:
         if "clips" not in batch:
@@ -190,6 +200,12 @@ class Trainer:
         self, params: Parameters, frozen: Parameters, batches: Batches, key: Array | None
     ) -> tuple[tuple[Array, dict[str, Array]], Parameters]:
         """((sum, losses), gradient of the sum): of the whole batch, or averaged over its parts."""
+        with sharding.on(self.mesh):
+            return self._gradients(params, frozen, batches, key)
+
+    def _gradients(
+        self, params: Parameters, frozen: Parameters, batches: Batches, key: Array | None
+    ) -> tuple[tuple[Array, dict[str, Array]], Parameters]:
         differentiate = jax.value_and_grad(self.loss, has_aux=True)
         parts = self.recipe.accumulate
         if parts == 1:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mplug2.errors import RecipeError
@@ -62,17 +63,18 @@ class Mesh:
         needed, there = math.prod(sizes.values()), len(devices)
         if needed > there:
             raise RecipeError(f"mesh {sizes} needs {needed} devices, there are {there}")
-        axes = tuple(sizes)
-        return jax.make_mesh(
-            tuple(sizes.values()), axes, axis_types=(AxisType.Auto,) * len(axes), devices=devices[:needed]
+        # A mesh axis may lie along parts of several axes of a pod's torus, which `jax.make_mesh` refuses.
+        placed = mesh_utils.create_device_mesh(
+            tuple(sizes.values()), devices[:needed], allow_split_physical_axes=True
         )
+        return jax.sharding.Mesh(placed, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 # ------------------------------------------------------------------------------------------------------------
 # Where arrays lie between steps
 
 
-def sharding(mesh: jax.sharding.Mesh, axes: Axes, shape: tuple[int, ...]) -> NamedSharding:
+def sharding(mesh: AnyMesh, axes: Axes, shape: tuple[int, ...]) -> NamedSharding:
     """Where an array of those logical axes lies."""
     return NamedSharding(mesh, _stored(mesh, axes, shape))
 
@@ -90,7 +92,7 @@ def _stored(mesh: AnyMesh, axes: Axes, shape: tuple[int, ...]) -> PartitionSpec:
     return _spec(mesh, rules, [size % _count(mesh, rule) == 0 for rule, size in zip(rules, shape, strict=True)])
 
 
-def batch_shares(mesh: jax.sharding.Mesh) -> int:
+def batch_shares(mesh: AnyMesh) -> int:
     """Into how many equal parts a batch is spread."""
     return _count(mesh, BATCH)
 
@@ -100,7 +102,7 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
-def check_heads(mesh: jax.sharding.Mesh, configs: Mapping[str, Any]) -> None:
+def check_heads(mesh: AnyMesh, configs: Mapping[str, Any]) -> None:
     """Raises RecipeError for a module whose heads the tensor axis does not divide: no head is cut."""
     tensor = mesh.shape["tensor"]
     for name, config in configs.items():

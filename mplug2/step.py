@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from einops import rearrange
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from mplug2 import optim, sharding
 from mplug2.errors import RecipeError
@@ -30,9 +30,11 @@ Metrics = dict[str, Any]
 Batches = Mapping[str, Mapping[str, Array]]
 
 NEVER = -1
-KEYS = "rbg"
-"""XLA's own generator of random bits. JAX's default is written out in every program that drops something, and
-on CPUs compiling those copies takes several times as long as everything else together."""
+KEYS = {"cpu": "rbg"}
+"""Generators of random bits by platform, JAX's default elsewhere. `rbg`, XLA's own, is quick to compile, while
+JAX's is written out in every program that drops something, and on CPUs compiling those copies takes several
+times as long as everything else together. But XLA does not split its own among devices: each would draw, and
+hold, the bits of the whole batch, which for attention over 4097 tokens are gigabytes an example."""
 
 
 def trained(recipe: Recipe) -> list[str]:
@@ -43,15 +45,34 @@ def trained(recipe: Recipe) -> list[str]:
     return names
 
 
-def _understood(recipe: Recipe) -> dict[str, Any] | None:
-    """The recipe's options of the compiler. Raises RecipeError with the first that XLA does not know."""
+def _understood(recipe: Recipe, mesh: jax.sharding.Mesh) -> dict[str, Any] | None:
+    """The recipe's options of the compiler. Raises RecipeError with the first that XLA does not know on such
+    devices."""
     for name, value in recipe.compiler.items():
+        place = SingleDeviceSharding(mesh.devices.flat[0])
         try:
-            jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+            jax.jit(lambda: 0, out_shardings=place, compiler_options={name: value}).lower().compile()
         except (jax.errors.JaxRuntimeError, TypeError) as error:
             said = str(error).splitlines()[0]
             raise RecipeError(f"recipe {recipe.name}: compiler.{name} is {value!r}: {said}") from None
     return dict(recipe.compiler) or None
+
+
+def check_mesh(recipe: Recipe, mesh: sharding.AnyMesh) -> None:
+    """Raises RecipeError unless the mesh divides the recipe's heads and the parts of its batches."""
+    sharding.check_heads(mesh, recipe.parts)
+    shares = sharding.batch_shares(mesh)
+    for name, objective in recipe.objectives.items():
+        if objective.batch % recipe.accumulate:
+            raise RecipeError(
+                f"objective {name}: a batch of {objective.batch} does not divide into"
+                f" {recipe.accumulate} parts (accumulate)"
+            )
+        if objective.batch // recipe.accumulate % shares:
+            raise RecipeError(
+                f"objective {name}: a batch of {objective.batch} in {recipe.accumulate} part(s)"
+                f" does not divide among {shares} devices (mesh data x fsdp)"
+            )
 
 
 class Trainer:
@@ -59,24 +80,12 @@ class Trainer:
 
     On one device nothing is sharded; on a mesh parameters, moments and averages follow the table of
     mplug2.sharding. `mesh` (default: the recipe's, of the devices that are here) may be one of devices that
-    are not, for a step that is only compiled.
+    are not, for a step that is only compiled (`lower`).
     """
 
     def __init__(self, recipe: Recipe, network: Network, mesh: jax.sharding.Mesh | None = None):
         self.mesh = recipe.mesh.build() if mesh is None else mesh
-        sharding.check_heads(self.mesh, recipe.parts)
-        shares = sharding.batch_shares(self.mesh)
-        for name, objective in recipe.objectives.items():
-            if objective.batch % recipe.accumulate:
-                raise RecipeError(
-                    f"objective {name}: a batch of {objective.batch} does not divide into"
-                    f" {recipe.accumulate} parts (accumulate)"
-                )
-            if objective.batch // recipe.accumulate % shares:
-                raise RecipeError(
-                    f"objective {name}: a batch of {objective.batch} in {recipe.accumulate} part(s)"
-                    f" does not divide among {shares} devices (mesh data x fsdp)"
-                )
+        check_mesh(recipe, self.mesh)
         self.recipe, self.network = recipe, network
         self.names = trained(recipe)
         axes = {name: network.axes[name] for name in self.names}
@@ -86,7 +95,10 @@ class Trainer:
         placed = None if self.shardings is None else (self.shardings, self._replicated)
         self.step: Callable[[State, Parameters, Batches], tuple[State, Metrics]]
         self.step = jax.jit(
-            self._step, donate_argnums=0, out_shardings=placed, compiler_options=_understood(recipe)
+            self._step,
+            donate_argnums=0,
+            out_shardings=placed,
+            compiler_options=_understood(recipe, self.mesh),
         )
         """(state, frozen parameters, batches) -> (state, metrics). The state's buffers are reused, do not
         keep them."""
@@ -129,10 +141,27 @@ class Trainer:
         shapes = jax.eval_shape(self._state, {name: self.network.shapes[name] for name in self.names})
         places = self.shardings
         if places is None:
-            places = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), shapes)
-        return jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places
-        )
+            places = jax.tree.map(lambda _: self._only, shapes)
+        return jax.tree.map(_placed, shapes, places)
+
+    @property
+    def abstract_frozen(self) -> Parameters:
+        """The same of the frozen modules."""
+        shapes = {name: tree for name, tree in self.network.shapes.items() if name not in self.names}
+        if self.shardings is None:
+            return jax.tree.map(lambda leaf: _placed(leaf, self._only), shapes)
+        axes = {name: self.network.axes[name] for name in shapes}
+        return jax.tree.map(_placed, shapes, sharding.shardings(self.mesh, axes, shapes))
+
+    def abstract_batches(self, batches: Any) -> Any:
+        """The same of whole batches of such shapes and types, `{feed: batch}`."""
+        place = self._only if self.shardings is None else sharding.batch_sharding(self.mesh)
+        return jax.tree.map(lambda leaf: _placed(leaf, place), batches)
+
+    def lower(self, batches: Any) -> jax.stages.Lowered:
+        """The step, lowered for batches of such shapes and types; no array is needed."""
+        step: Any = self.step
+        return step.lower(self.abstract, self.abstract_frozen, self.abstract_batches(batches))
 
     def place_frozen(self, params: Parameters) -> Parameters:
         """The frozen modules of `params` on their devices."""
@@ -147,6 +176,10 @@ class Trainer:
         if self.shardings is None:
             return jax.device_put(array)
         return jax.make_array_from_process_local_data(sharding.batch_sharding(self.mesh), array)
+
+    @property
+    def _only(self) -> SingleDeviceSharding:
+        return SingleDeviceSharding(self.mesh.devices.flat[0])
 
     @property
     def _replicated(self) -> NamedSharding:
@@ -226,7 +259,10 @@ class Trainer:
 
     def _step(self, state: State, frozen: Parameters, batches: Batches) -> tuple[State, Metrics]:
         recipe, done = self.recipe, state["step"]
-        key = jax.random.fold_in(jax.random.key(recipe.seed, impl=KEYS), done) if recipe.dropout else None
+        generator = KEYS.get(self.mesh.devices.flat[0].platform)
+        key = (
+            jax.random.fold_in(jax.random.key(recipe.seed, impl=generator), done) if recipe.dropout else None
+        )
         (total, losses), gradients = self.gradients(state["params"], frozen, batches, key)
         updates, moments = self.optimizer.update(gradients, state["moments"], state["params"])
         params: Any = optax.apply_updates(state["params"], updates)
@@ -245,6 +281,10 @@ class Trainer:
             "metrics": metrics | {"learning_rate": self.rate(done)},
             "bad": jax.tree.map(jnp.copy, new["bad"]),
         }
+
+
+def _placed(leaf: Any, place: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
 
 def averaged(ema: Parameters, params: Parameters, decay: float, done: Array | int) -> Parameters:

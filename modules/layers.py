@@ -20,6 +20,7 @@ from jax import lax
 from mplug2.errors import RecipeError
 from mplug2.modules.functions import PRODUCTS, attention, dense, dropout, gelu, keep
 from mplug2.roles import PAD, Array, Execution, split_key
+from mplug2.sharding import constrain, gathered, here
 
 Initializer = Callable[[Array, tuple[int, ...]], Array]
 
@@ -43,6 +44,23 @@ def parameter(
     # Cast: a weakly typed array (`jnp.full` of a Python number) would turn strong in the first step and
     # compile it again.
     return nnx.Param(init(rngs.params(), shape).astype(jnp.float32), axes=axes)
+
+
+def spread(x: Array, last: str | None = None) -> Array:
+    """Activations `B D`, `B N D` or `B T N D` on the devices of a mesh; `last` names the last axis."""
+    leading = {2: ("batch",), 3: ("batch", "tokens"), 4: ("batch", "frames", "tokens")}
+    return constrain(x, *leading[x.ndim], last)
+
+
+def spread_pictures(x: Array, channels: str | None = None) -> Array:
+    """The same of pictures, `B H W C` or `B T H W C`, that no device has a part of: XLA's convolutions cut by
+    height and by channels at once are wrong (jax 0.10.2: sums over both axes of the mesh)."""
+    return constrain(x, *("batch", "frames")[: x.ndim - 3], None, None, channels)
+
+
+def spread_heads(x: Array, tokens: str | None) -> Array:
+    """The same of heads, `B K N D` or `B T K N D`; `tokens` is the name of N, None where it is to be whole."""
+    return constrain(x, *("batch", "frames")[: x.ndim - 3], "heads", tokens, None)
 
 
 # -----------------------------------------------------------------------------------------------------------
@@ -86,7 +104,12 @@ class Norm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head attention of `B N D` over itself or over a context `B M E`."""
+    """Multi-head attention of `B N D` over itself or over a context `B M E`; of `B T N D` within each of T
+    frames.
+
+    On a mesh the longer side is spread over `sequence`: queries over their devices, which then need all keys,
+    or the keys, whose shares of the softmax are then summed.
+    """
 
     def __init__(
         self,
@@ -107,11 +130,12 @@ class Attention(nnx.Module):
         self.heads, self.dropout = heads, dropout
 
     def _split(self, x: Array) -> Array:
-        return rearrange(x, "b n (k d) -> b k n d", k=self.heads)
+        return rearrange(x, "... n (k d) -> ... k n d", k=self.heads)
 
     def memory(self, context: Array) -> tuple[Array, Array]:
         """What is attended to: keys and values `B K M D` of a context `B M E`."""
-        return self._split(self.key(context)), self._split(self.value(context))
+        keys, values = self._split(self.key(context)), self._split(self.value(context))
+        return spread_heads(keys, "tokens"), spread_heads(values, "tokens")
 
     def attend(
         self, x: Array, memory: tuple[Array, Array], mask: Array | None = None, *, key: Array | None = None
@@ -119,9 +143,13 @@ class Attention(nnx.Module):
         """x `B N D` attends to ready keys and values `B K M D`; mask, True = may look, broadcasts to `B K N
         M`."""
         query, (keys, values) = self._split(self.query(x)), memory
-        kept = keep(key, self.dropout, (*query.shape[:3], keys.shape[2]))
+        many, few = ("tokens", None) if query.shape[-2] >= keys.shape[-2] else (None, "tokens")
+        query, keys, values = spread_heads(query, many), spread_heads(keys, few), spread_heads(values, few)
+        kept = keep(key, self.dropout, (*query.shape[:-1], keys.shape[-2]))
+        if kept is not None:
+            kept = constrain(kept, "batch", "heads", many, few)
         mixed: Array = attention(query, keys, values, mask, kept, self.dropout)
-        return self.out(rearrange(mixed, "b k n d -> b n (k d)"))
+        return spread(self.out(spread(rearrange(mixed, "... k n d -> ... n (k d)"), "heads")))
 
     def __call__(
         self, x: Array, context: Array | None = None, mask: Array | None = None, *, key: Array | None = None
@@ -138,7 +166,7 @@ class MLP(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: Array) -> Array:
-        return self.down(self.activation(self.up(x)))
+        return spread(self.down(self.activation(spread(self.up(x), "mlp"))))
 
 
 class PostNormLayer(nnx.Module):
@@ -193,6 +221,7 @@ class PostNormLayer(nnx.Module):
             past,
             self.attention.memory(rows),
         )
+        past = jax.tree.map(lambda whole: spread_heads(whole, None), past)
         seen = jnp.arange(past[0].shape[2]) <= position
         rows = self.attention_norm(rows + self.attention.attend(rows, past, seen))
         x = rearrange(rows, "(b r) 1 d -> b r d", r=x.shape[1])
@@ -200,7 +229,7 @@ class PostNormLayer(nnx.Module):
         return self.mlp_norm(x + self.mlp(x)), past
 
     def _after(self, norm: Norm, x: Array, branch: Array, key: Array | None) -> Array:
-        return norm(x + dropout(branch, self.dropout, key))
+        return spread(norm(x + dropout(branch, self.dropout, key)))
 
 
 class WordEmbedding(nnx.Module):
@@ -228,7 +257,7 @@ class WordEmbedding(nnx.Module):
         # Padding is not learned: its row moves only as an output class, where the table is tied to one.
         words = jnp.where((ids == PAD)[..., None], lax.stop_gradient(words), words)
         places = lax.dynamic_slice_in_dim(self.positions[...], position, ids.shape[-1])
-        embedded = self.norm(words + places + self.types[0])
+        embedded = self.norm(spread(words) + places + self.types[0])
         return dropout(embedded, self.dropout, key).astype(self.dtype)
 
 
@@ -246,8 +275,8 @@ class WordPredictor(nnx.Module):
 
     def project(self, tokens: Array, kernel: Array) -> Array:
         """The same with the table already turned to `D V`: a decoding loop turns it once."""
-        hidden = self.norm(gelu(self.transform(tokens)))
-        return dense(hidden, kernel) + self.bias[...].astype(tokens.dtype)
+        hidden = self.norm(gelu(spread(self.transform(tokens), "mlp")))
+        return spread(dense(spread(hidden), kernel) + self.bias[...].astype(tokens.dtype), "vocab")
 
 
 # -----------------------------------------------------------------------------------------------------------
@@ -271,7 +300,19 @@ class Stack(nnx.Module):
     def __getitem__(self, index: int) -> Any:
         """The layer at `index`, sharing nothing with the stack but its values."""
         graph, state = nnx.split(self.layers)
-        return nnx.merge(graph, jax.tree.map(lambda values: values[index], state))
+        return nnx.merge(graph, _ready(jax.tree.map(lambda values: values[index], state)))
+
+
+def _ready(state: Any) -> Any:
+    """The parameters of one layer of a stack, gathered from where a mesh stores them: so only one layer's are
+    whole at a time."""
+    if here() is None:
+        return state
+
+    def ready(variable: nnx.Variable) -> nnx.Variable:
+        return variable.replace(gathered(variable[...], variable.get_metadata()["axes"][1:]))
+
+    return jax.tree.map(ready, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
 def fold(apply: Callable[..., Any], carry: Any, *stacks: Stack | None, key: Array | None = None) -> Any:
@@ -289,7 +330,7 @@ def fold(apply: Callable[..., Any], carry: Any, *stacks: Stack | None, key: Arra
 
     def body(carry: Any, inputs: Any) -> tuple[Any, None]:
         states, layer_key = inputs
-        layers = [graph and nnx.merge(graph, state) for graph, state in zip(graphs, states, strict=True)]
+        layers = [graph and nnx.merge(graph, _ready(state)) for graph, state in zip(graphs, states, strict=True)]
         return apply(carry, *layers, key=layer_key), None
 
     if first.execution.remat != "none":

@@ -24,6 +24,7 @@ from mplug2.anatomy import flops_of
 from mplug2.network import Network
 from mplug2.recipe import Recipe
 from mplug2.roles import Array
+from mplug2.sharding import Mesh
 from mplug2.step import State, Trainer
 
 MATMUL_SIDES = (1024, 2048, 4096)
@@ -110,13 +111,12 @@ def measure_step(
     and cards say."""
     network = Network(recipe.parts, recipe.execution)
     trainer = Trainer(recipe, network)
-    frozen_shapes = {name: network.shapes[name] for name in network.configs if name not in trainer.names}
     shapes = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), dict(batches))
     flops = step_flops(recipe, shapes)
 
     # Compiled before the state exists: the compiler's own memory is then no part of the peak.
     clock = Clock()
-    compiled = trainer.step.lower(trainer.abstract, frozen_shapes, shapes).compile()
+    compiled = trainer.lower(shapes).compile()
     compile_wall, compile_cpu = clock.lap()
     _give_back_freed_memory()
 
@@ -164,10 +164,15 @@ def measure_step(
 
 
 def step_flops(recipe: Recipe, batches: Any) -> float:
-    """FLOPs of the products of a step, forward and backward, read off the jaxpr of its gradient."""
+    """FLOPs of the products of a step, forward and backward; what `remat` computes again is not counted."""
     once = replace(recipe, execution=replace(recipe.execution, remat="none", scan=True))
-    network = Network(once.parts, once.execution)
-    trainer = Trainer(once, network)
+    return executed_flops(once, batches)
+
+
+def executed_flops(recipe: Recipe, batches: Any) -> float:
+    """FLOPs of the products of a step as the jaxpr of its gradient has them, over all devices together."""
+    network = Network(recipe.parts, recipe.execution)
+    trainer = Trainer(replace(recipe, mesh=Mesh()), network)
     params = {name: network.shapes[name] for name in trainer.names}
     frozen = {name: network.shapes[name] for name in network.configs if name not in trainer.names}
     closed = jax.make_jaxpr(partial(trainer.gradients, key=None))(params, frozen, batches)

@@ -34,6 +34,7 @@ from mplug2.roles import (
     Text,
     Universal,
     Vision,
+    base_of,
     padding_mask,
 )
 from mplug2.routes import fused_memory, read, see
@@ -189,12 +190,14 @@ class Compiled:
         same modules and any deltas. Nothing is compiled again where the shapes are the same."""
         other = copy.copy(self)
         other._params = network.adapted(params)
+        if any(map(base_of, {**self._params, **other._params})):  # other inputs are another program
+            other._network, other._known = network, {}
         return other
 
     def __call__(self, outputs: Callable[..., Any], *fixed: Any) -> Compute:
         """`outputs(*fixed, batch, **modules)`. Raises RecipeError, naming it, on a module that is missing."""
         if (outputs, *fixed) not in self._known:
-            select(outputs, self._params)
+            self._chosen(outputs)
 
             def compute(params: Parameters, batch: Batch) -> Any:
                 if "clips" in batch:
@@ -202,8 +205,13 @@ class Compiled:
                 return outputs(*fixed, batch, **self._network.bind(params))
 
             self._known[outputs, *fixed] = jax.jit(compute)
-        known, params = self._known[outputs, *fixed], select(outputs, self._params)
+        known, params = self._known[outputs, *fixed], self._chosen(outputs)
         return lambda batch: jax.device_get(known(params, batch))
+
+    def _chosen(self, outputs: Callable[..., Any]) -> Parameters:
+        """The modules that `outputs` composes, with the deltas that are not merged into them."""
+        parts = select(outputs, self._params)
+        return parts | {name: tree for name, tree in self._params.items() if base_of(name) in parts}
 
     def __len__(self) -> int:
         return len(self._known)

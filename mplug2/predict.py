@@ -24,8 +24,8 @@ from mplug2.data.scenes import CORNERS
 from mplug2.data.tokens import Tokenizer
 from mplug2.data.wording import Wording
 from mplug2.errors import CardError, DataError
+from mplug2.gate import NONE
 from mplug2.generate import Greedy, Search
-from mplug2.hub import NONE
 from mplug2.inference import (
     Compiled,
     Writer,

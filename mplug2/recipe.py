@@ -76,8 +76,9 @@ class OfficialAdamW(AdamW):
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """`modules`: configs by name; `modes`: `init` (fresh, the default), `full` (loaded, trained), `frozen`
-    (loaded, kept) or `lora` (loaded, kept, and adapted by a delta that is trained), by module; `deltas`: the
-    form of a module's delta, for when its mode is `lora`; `cards`: where loaded modules come from;
+    (loaded, kept) or `lora` (loaded, kept, and adapted by a delta that is trained), by module; `delta`:
+    the form of the deltas of modules whose mode is `lora`, unless `deltas` has another for the module;
+    `cards`: where loaded modules come from;
     `learning_rates`: factors by module, 1 where unsaid; `objectives`: what is learned, all of them in every
     step, losses summed by weight; `evaluations`: what is measured; `compiler`: XLA's own options for the
     training step, by name.
@@ -91,6 +92,7 @@ class Recipe:
     objectives: Mapping[str, Objective]
     evaluations: Mapping[str, Any] = field(default_factory=dict)
     modes: Mapping[str, Mode] = field(default_factory=dict)
+    delta: Form | None = None
     deltas: Mapping[str, Form] = field(default_factory=dict)
     cards: Mapping[str, str] = field(default_factory=dict)
     learning_rates: Mapping[str, float] = field(default_factory=dict)
@@ -118,10 +120,13 @@ class Recipe:
                 raise RecipeError(
                     f"recipe {self.name}: {name} is the name of a delta: give {base_of(name)} the mode lora"
                 )
-            if self.mode(name) == "lora" and name not in self.deltas:
-                raise RecipeError(
-                    f"recipe {self.name}: mode lora of {name} needs the form of its delta (deltas.{name})"
-                )
+        if unformed := [
+            name for name in self.modules if self.mode(name) == "lora" and name not in self.forms
+        ]:
+            raise RecipeError(
+                f"recipe {self.name}: mode lora of {unformed[0]} needs the form of its delta (delta, or "
+                f"deltas.{unformed[0]})"
+            )
         for label, names in (
             ("modes", self.modes),
             ("cards", self.cards),
@@ -151,13 +156,18 @@ class Recipe:
         return self.modes.get(module, "init")
 
     @property
+    def forms(self) -> dict[str, Form]:
+        """The forms of the deltas that there are, by the module that each is of."""
+        adapted = {
+            name: self.deltas.get(name, self.delta) for name in self.modules if self.mode(name) == "lora"
+        }
+        return {name: form for name, form in adapted.items() if form is not None}
+
+    @property
     def parts(self) -> dict[str, Config]:
         """What the network is made of: the modules, and the deltas of those whose mode is `lora`."""
-        adapted = [name for name in self.modules if self.mode(name) == "lora" and name in self.deltas]
-        return {
-            **self.modules,
-            **{name + DELTA: self.deltas[name].delta(self.modules[name]) for name in adapted},
-        }
+        deltas = {name + DELTA: form.delta(self.modules[name]) for name, form in self.forms.items()}
+        return {**self.modules, **deltas}
 
     def trains(self, module: str) -> bool:
         """Whether a part's own parameters change."""

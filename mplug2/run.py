@@ -115,9 +115,8 @@ def settings(recipe: Recipe) -> dict[str, str]:
     ...}`."""
     fields = _described(recipe)
     # The form of a delta decides something only where there is one.
-    used = {name: form for name, form in recipe.deltas.items() if recipe.mode(name) == "lora"}
-    fields.pop("deltas")
-    fields |= {"deltas": _described(used)} if used else {}
+    del fields["delta"], fields["deltas"]
+    fields |= {"deltas": _described(recipe.forms)} if recipe.forms else {}
     return flat({name: value for name, value in fields.items() if name not in OPERATION})
 
 

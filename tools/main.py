@@ -28,6 +28,7 @@ COMMANDS = {
     "show": ("show", "explain a recipe or a module: route, parameters, FLOPs"),
     "convert": ("convert", "turn an official, CLIP or BERT checkpoint into modules, and back"),
     "parity": ("parity", "compare the modules with recorded tensors of the official code"),
+    "plan": ("plan", "compile a train step for TPUs or GPUs that are not here: memory, traffic, time"),
     "bench": ("bench", "time a train step, or captions, on this machine"),
 }
 

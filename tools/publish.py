@@ -7,13 +7,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mplug2 import adapt, hub, lock, overrides, readme, recipes
+from mplug2 import adapt, hub, lock, overrides, publishing, readme, recipes
 from mplug2.card import Parent, Parents, Score, Trained
 from mplug2.card_tokenizer import stated
 from mplug2.errors import CardError, nearest
 from mplug2.network import Network, Parameters
 from mplug2.recipe import Recipe
 from mplug2.remote import split_hub
+from mplug2.roles import DELTA, Form
 from mplug2.run import Run, read_run
 from mplug2.trained import restore
 from mplug2.upload import upload
@@ -64,7 +65,7 @@ def publish(
     for module in chosen:
         config = network.configs[module]
         name = f"{module}-{arguments.family or recipe.name.rpartition('.')[2]}"
-        card = hub.publish(
+        card = publishing.publish(
             folder,
             name,
             module,
@@ -75,7 +76,7 @@ def publish(
             source=arguments.source,
             paper="arXiv:2302.00402",
             trained=trained(run, recipe, step),
-            parents=trained_from(run, module),
+            parents=trained_from(run, module, recipe.forms.get(module) if arguments.merged else None),
             scores=scores,
             urls=(f"{address}/{name}.safetensors",) if address else (),
             preprocessing=recipe.preprocessing if module in ("vision", "temporal") else None,
@@ -119,13 +120,26 @@ def trained(run: Run, recipe: Recipe, step: int) -> Trained:
     )
 
 
-def trained_from(run: Run, module: str) -> Parents | None:
-    """The published module that a run began this one from, as its lock says. Raises CardError."""
+def trained_from(run: Run, module: str, form: Form | None = None) -> Parents | None:
+    """The published module that a run began this one from, as its lock says; with `form`, that of the delta
+    that is merged into it, and the delta's own card where the run began from one. Raises CardError."""
     path = run.path / lock.FILE
-    part = lock.read(path).modules.get(module) if path.is_file() else None
-    if part is None or part.file is None:
+    parts = lock.read(path).modules if path.is_file() else {}
+    base, delta = (
+        Parent(name=part.card, sha256=part.file.sha256) if part and part.file else None
+        for part in (parts.get(module), parts.get(module + DELTA))
+    )
+    if base is None:
         return None
-    return Parents(method="train", base=Parent(name=part.card, sha256=part.file.sha256))
+    if form is None:
+        return Parents(method="train", base=base)
+    settings = {name: float(value) for name, value in vars(form).items() if isinstance(value, int | float)}
+    return Parents(
+        method=type(form).__name__.lower(),
+        base=base,
+        merged=(delta,) if delta else (),
+        settings=settings,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

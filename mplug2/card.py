@@ -19,7 +19,7 @@ from mplug2.roles import Config, base_of
 from mplug2.typed_json import decode, encode, expect, is_sha256, plain_name, read_json
 from mplug2.weights import FLOATS, replacing
 
-_LARGEST_FILE = 2**53  # bytes; every JSON reader knows whole numbers up to here
+LARGEST_FILE = 2**53  # bytes; every JSON reader knows whole numbers up to here
 
 # module -> (streams it reads, streams it writes), as in mplug2.routes; other modules say their own
 STREAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -45,7 +45,7 @@ class File:
 
     path: str
     sha256: str
-    bytes: Annotated[int, _LARGEST_FILE]
+    bytes: Annotated[int, LARGEST_FILE]
     urls: tuple[str, ...] = ()
 
     def __post_init__(self):

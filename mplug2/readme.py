@@ -43,13 +43,14 @@ def text(cards: list[Card], where: str) -> str:
     what = "Modules" if len(cards) > 1 else "A module"
     lines = [f"# {where}", "", f"{what} of the [mplug2](https://arxiv.org/abs/2302.00402) zoo: {names}.", ""]
     for card in cards:
-        lines += _section(card)
+        lines += section(card)
     lines += ["## The route", "", "Where modules stand in a network:", "", "```", _ROUTE, "```", ""]
     lines += ["## Use", "", "```python", *_use(cards, where), "```", ""]
     return "\n".join([*head, *lines])
 
 
-def _section(card: Card) -> list[str]:
+def section(card: Card) -> list[str]:
+    """Markdown lines that say what a card states."""
     seen, wide = card.interface, f"width {card.interface.width}, stored as {card.interface.dtype}"
     rows = {
         "module": f"`{card.module}`: {', '.join(seen.reads)} → {', '.join(seen.writes)}; {wide}",

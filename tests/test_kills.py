@@ -36,8 +36,9 @@ def finish_both(killed: str, whole: str, steps: str) -> None:
 
 
 def kill(started: list[subprocess.Popen[str]], folder: Path, chance: random.Random) -> bool:
-    """Kills one process or both, at an instant of their start, of a step or of a checkpoint's writing; the
-    other one must end by itself. Whether the writing was cut off."""
+    """Kills one process or both, at an instant of their start (both, since one alone would wait for the other
+    to join), of a step or of a checkpoint's writing; the other one must end by itself. Whether the writing was
+    cut off."""
     checkpoints, logged, begun = Checkpoints(folder), len(read_metrics(folder)), set(unfinished(folder))
     instant = chance.choice(["start", "step", "write", "write"])
     if instant == "start":
@@ -53,13 +54,13 @@ def kill(started: list[subprocess.Popen[str]], folder: Path, chance: random.Rand
             time.sleep(0.001)
         time.sleep(chance.uniform(0, 0.2))
     assert alive(started), finish(started)
-    victims = chance.choice([[0], [1], [0, 1]])
+    victims = [0, 1] if instant == "start" else chance.choice([[0], [1], [0, 1]])
     for victim in victims:
         started[victim].send_signal(signal.SIGKILL)
     for process, (status, said) in enumerate(finish(started)):
         if process in victims:
             assert status == -signal.SIGKILL
-        elif instant != "start":
+        else:
             assert status != 0 and f"process {victims[0]} is gone" in said, said
     return bool(unfinished(folder))
 

@@ -39,7 +39,10 @@ def multi_task(**changes: Any) -> Recipe:
 def batches_of(steps: int) -> list[Any]:
     stream = data_stream(multi_task())
     return [
-        {feed: {name: array for name, array in batch.items() if name != "index"} for feed, batch in next(stream).items()}
+        {
+            feed: {name: array for name, array in batch.items() if name != "index"}
+            for feed, batch in next(stream).items()
+        }
         for _ in range(steps)
     ]
 
@@ -82,4 +85,10 @@ def test_fifty_steps_of_all_tasks_on_a_mesh_are_those_of_one_device(mesh):
     np.testing.assert_allclose(found[0], losses[0], rtol=1e-5)
     np.testing.assert_allclose(found, losses, rtol=1e-3)
     assert_equal_gradients(found_gradients, gradients)
-    print(mesh, "relative differences: first step", abs(found / losses - 1)[0], "largest", abs(found / losses - 1).max())
+    print(
+        mesh,
+        "relative differences: first step",
+        abs(found / losses - 1)[0],
+        "largest",
+        abs(found / losses - 1).max(),
+    )

@@ -42,11 +42,12 @@ function that says so once it has seen the checkpoint's folder."""
 
 
 class Checkpoints:
-    """The checkpoints of the run in `run_dir`, of which the newest `keep` stay."""
+    """The checkpoints of the run in `run_dir`, of which the newest `keep` stay, and the best one by the score
+    that `judged_by` names (`Recipe.best`), if it does."""
 
-    def __init__(self, run_dir: Path | str, keep: int = 2):
+    def __init__(self, run_dir: Path | str, keep: int = 2, judged_by: str = ""):
         self.folder = Path(run_dir).absolute() / FOLDER
-        self.keep = keep
+        self.keep, self.judged_by = keep, judged_by
         self._saving: threading.Thread | None = None
         self._failure: CheckpointError | None = None
 
@@ -56,6 +57,23 @@ class Checkpoints:
         return sorted(
             int(seal.parent.name) for seal in self.folder.glob(f"*/{SEAL}") if seal.parent.name.isdigit()
         )
+
+    @property
+    def best(self) -> int | None:
+        """The step of the best complete checkpoint, the earliest of equals; None if none was judged."""
+        scores = {step: score for step in self.steps if (score := self._score(step)) is not None}
+        if not scores:
+            return None
+        lowest = self.judged_by.partition("/")[0] == "loss"
+        return (min if lowest else max)(scores, key=scores.__getitem__)
+
+    def _score(self, step: int) -> float | None:
+        """`metadata["scores"]` of a checkpoint, by name."""
+        try:
+            metadata = json.loads((self.path(step) / "metadata" / "data.json").read_text())
+            return metadata["scores"].get(self.judged_by)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged, or of an older run
+            return None
 
     def path(self, step: int) -> Path:
         return self.folder / str(step)
@@ -80,8 +98,9 @@ class Checkpoints:
                 saving.result()
                 if processes.first():
                     _seal(self.path(step))
-            for old in self.steps[: -self.keep] if processes.first() else ():
-                shutil.rmtree(self.path(old), ignore_errors=True)
+            if processes.first():
+                for old in set(self.steps[: -self.keep]) - {self.best}:
+                    shutil.rmtree(self.path(old), ignore_errors=True)
         except CheckpointError as error:
             self._failure = error
 
@@ -100,14 +119,16 @@ class Checkpoints:
             self._saving.join()
             self._saving = None
 
-    def restore(self, wanted: Wanted) -> tuple[int, dict[str, Any]] | None:
-        """The newest readable checkpoint: (step, items), None where there is none.
+    def restore(self, wanted: Wanted, *, best: bool = False) -> tuple[int, dict[str, Any]] | None:
+        """The newest readable checkpoint, or the `best` if one was judged and can be read: (step, items),
+        None where there is none.
 
         One that cannot be read is passed over with a warning, by all processes alike. Raises CheckpointError
         if none can be.
         """
         reasons = []
-        for step in reversed(processes.of_first(lambda: self.steps)):
+        newest, chosen = processes.of_first(lambda: (self.steps[::-1], self.best if best else None))
+        for step in sorted(newest, key=lambda step: step != chosen):
             try:
                 return step, _load(self.path(step), wanted)
             except _Damaged as damage:
@@ -149,11 +170,11 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def restore_modules(
-    run_dir: Path | str, names: Iterable[str] | None = None, *, ema: bool = True
+    run_dir: Path | str, names: Iterable[str] | None = None, *, ema: bool = True, best: str = ""
 ) -> tuple[int, Parameters]:
-    """(step, {module: parameters}) of the newest readable checkpoint of a run: the modules `names`, or all
-    that were trained; their running averages if the run keeps them and `ema`. Reads nothing else; arrays lie
-    on this process's first device.
+    """(step, {module: parameters}) of the newest readable checkpoint of a run, or of the best one by the
+    score `best`: the modules `names`, or all that were trained; their running averages if the run keeps them
+    and `ema`. Reads nothing else; arrays lie on this process's first device.
 
     Frozen modules are not in a run: compose them from their cards. Raises CheckpointError if there is no
     checkpoint, or a module was not trained in this run.
@@ -178,7 +199,7 @@ def restore_modules(
             for item in items
         }
 
-    restored = Checkpoints(run_dir).restore(wanted)
+    restored = Checkpoints(run_dir, judged_by=best).restore(wanted, best=True)
     if restored is None:
         raise CheckpointError(f"{run_dir}: there is no checkpoint in this folder")
     step, items = restored

@@ -59,12 +59,13 @@ def evaluate(
     limit: int | None = None,
     predictions: Path | None = None,
     console: Console | None = None,
+    compiled: Compiled | None = None,
 ) -> Results:
     """Runs the recipe's evaluations, or those named in `only`, on the first `limit` examples of `split`.
 
     `predictions`: a folder that gets one JSON-lines file per evaluation, one object per example. Progress is
-    shown on `console`. Raises RecipeError for an unknown name, a recipe that measures nothing, or a module
-    that is missing.
+    shown on `console`. `compiled`: the outputs of this network with `params`, where there are any already.
+    Raises RecipeError for an unknown name, a recipe that measures nothing, or a module that is missing.
     """
     if not recipe.evaluations:
         raise RecipeError(f"recipe {recipe.name} has no evaluations")
@@ -79,7 +80,8 @@ def evaluate(
     for evaluation in chosen.values():
         for outputs in evaluation.outputs:
             select(outputs, network.configs)
-    compiled = Compiled(network, jax.device_put(params), recipe.preprocessing)
+    if compiled is None:
+        compiled = Compiled(network, jax.device_put(params), recipe.preprocessing)
     inference = Inference(compiled=compiled, recipe=recipe, tokenizer=tokenizer, split=split, limit=limit)
     scores: dict[str, Score] = {}
     # Refreshed by hand: rich's own thread would import while TFDS, loaded with the data, replaces `import`.

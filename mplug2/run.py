@@ -30,7 +30,7 @@ from mplug2.errors import CheckpointError, RecipeError
 from mplug2.network import flat
 from mplug2.recipe import Recipe
 
-OPERATION = ("evaluations", "mesh", "workers", "log_every", "checkpoint_every", "keep")
+OPERATION = ("evaluations", "mesh", "workers", "log_every", "checkpoint_every", "keep", "best")
 """Fields of a recipe that do not change what is learned: a run may be continued with others."""
 
 DEFAULT_FOLDER = Path("runs")

@@ -24,6 +24,7 @@ from mplug2 import hub, lock, processes
 from mplug2.checkpoint import AVERAGE, Checkpoints, fingerprint
 from mplug2.data.stream import stream
 from mplug2.errors import CheckpointError, DataError, Mplug2Error
+from mplug2.judge import Judge
 from mplug2.logbook import Logbook, Silence
 from mplug2.network import Network, Parameters
 from mplug2.prefetch import Batches, Prefetch
@@ -120,7 +121,9 @@ class _Session:
         self.frozen_hashes = {
             name: fingerprint(params[name]) for name in params if name not in self.trainer.names
         }
-        self.checkpoints = Checkpoints(run.path, recipe.keep)
+        self.checkpoints = Checkpoints(run.path, recipe.keep, recipe.best)
+        self.judge = Judge(recipe, network)
+        self.losses: dict[str, float] = {}  # as the log has them, of the last step that is known to be done
         self.params = params
         self.position: Any = None
         self.recent: deque[tuple[int, dict[str, list[int]]]] = deque()  # steps not yet known to be finite
@@ -160,10 +163,12 @@ class _Session:
                 self._settle(logbook, down_to=IN_FLIGHT)
                 if step % recipe.checkpoint_every == 0:
                     self._settle(logbook, down_to=0)
-                    self._save(step, state)
+                    self._save(step, state, self._scores(step, state, logbook))
             self._settle(logbook, down_to=0)
-            if step >= first:
-                self._save(step, state)
+            if step >= first and step % recipe.checkpoint_every:
+                # Whoever stops a run has no time for its score.
+                scores = self._scores(step, state, logbook) if step == recipe.steps else {}
+                self._save(step, state, scores)
             self.checkpoints.wait()
             if step < recipe.steps:
                 ended = f"stopped after step {step} of {recipe.steps}; the same command continues"
@@ -189,8 +194,9 @@ class _Session:
                 self._check(metrics["bad"])
                 while self.recent and self.recent[0][0] <= step:
                     self.recent.popleft()
+                self.losses = {name: float(value) for name, value in metrics["metrics"].items()}
                 if due:
-                    logbook.log(step, {name: float(value) for name, value in metrics["metrics"].items()})
+                    logbook.log(step, self.losses)
             else:
                 jax.block_until_ready(metrics)
             logbook.advance(step)
@@ -226,8 +232,20 @@ class _Session:
         items = {**state["params"], "optimizer": state["moments"], "window": state["window"]}
         return items | {AVERAGE + name: tree for name, tree in state.get("ema", {}).items()}
 
-    def _save(self, step: int, state: State) -> None:
-        metadata = {"step": step, "recipe": self.run.fingerprint, "frozen": self.frozen_hashes}
+    def _scores(self, step: int, state: State, logbook: Logbook | Silence) -> dict[str, float]:
+        if not self.recipe.best:
+            return {}
+        score = self.judge.score(self.losses, {**self.params, **state["params"], **state.get("ema", {})})
+        logbook.judge(step, self.recipe.best, score)
+        return {self.recipe.best: score}
+
+    def _save(self, step: int, state: State, scores: dict[str, float]) -> None:
+        metadata = {
+            "step": step,
+            "recipe": self.run.fingerprint,
+            "frozen": self.frozen_hashes,
+            "scores": scores,
+        }
         self.checkpoints.save(step, {**self._items(state), "iterator": self.position, "metadata": metadata})
 
     def _restored(self, batches: Batches) -> tuple[int, State]:

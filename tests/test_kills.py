@@ -36,9 +36,9 @@ def finish_both(killed: str, whole: str, steps: str) -> None:
 
 
 def kill(started: list[subprocess.Popen[str]], folder: Path, chance: random.Random) -> bool:
-    """Kills one process or both, at an instant of their start (both, since one alone would wait for the other
-    to join), of a step or of a checkpoint's writing; the other one must end by itself. Whether the writing was
-    cut off."""
+    """Kills one process or both, at an instant of a step or of a checkpoint's writing, when the other one
+    must end by itself; or both as they start, when one alone would wait for the other to join. Whether the
+    writing of a checkpoint was cut off."""
     checkpoints, logged, begun = Checkpoints(folder), len(read_metrics(folder)), set(unfinished(folder))
     instant = chance.choice(["start", "step", "write", "write"])
     if instant == "start":

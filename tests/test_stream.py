@@ -216,3 +216,20 @@ def test_an_empty_data_set_is_refused():
 def test_a_batch_without_examples_is_refused():
     with pytest.raises(DataError, match='feed "caption": no example of a batch of 0'):
         stream({"caption": Feed(Handwriting("caption"), 0, {})}, tokenizer=TOKENIZER)
+
+
+def test_a_state_of_several_hosts_continues_in_one_with_the_same_global_batches():
+    whole = take(stream(FEEDS, tokenizer=TOKENIZER, seed=1), 6)
+    hosts = [stream(FEEDS, tokenizer=TOKENIZER, seed=1, held=lambda n: range(n // 2)) for _ in range(2)]
+    states = [(take(host, 4), json.loads(json.dumps(host.get_state())))[1] for host in hosts]
+    assert states[0] == states[1]
+    for held in (range, lambda batch: range(1, batch, 2)):  # one host; one of two that hold every other row
+        resumed = stream(FEEDS, tokenizer=TOKENIZER, seed=1, held=held)
+        resumed.set_state(states[0])
+        expected = [
+            {name: {key: value[list(held(8 if name == "caption" else 4))] for key, value in batch.items()}}
+            for step in whole[4:]
+            for name, batch in step.items()
+        ]
+        found = [{name: batch} for step in take(resumed, 2) for name, batch in step.items()]
+        assert_same(found, expected)

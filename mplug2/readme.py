@@ -63,7 +63,7 @@ def section(card: Card) -> list[str]:
     }
     if (how := card.trained) is not None:
         rows["trained"] = f"recipe `{how.recipe}`, {how.steps} steps, seed {how.seed}, commit {how.commit}"
-        rows["data"] = how.data
+        rows["data"] = how.data + (f", train split of sha256 `{how.data_sha256}`" if how.data_sha256 else "")
         rows["machine"] = how.machine
     if (come := card.parents) is not None:
         rows["parents"] = _descent(come)
@@ -72,6 +72,8 @@ def section(card: Card) -> list[str]:
         rows["preprocessing"] = f"`{_config(card.preprocessing)}`"
     if card.tokenizer is not None:
         rows["tokenizer"] = f"`{card.tokenizer.file}`, sha256 `{card.tokenizer.sha256}`"
+    if card.questions is not None:
+        rows["questions"] = f"worded {card.questions.kind}, at most {card.questions.words} words"
     lines = [f"## {card.name}", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {_cell(value)} |" for name, value in rows.items() if value]
     if card.scores:

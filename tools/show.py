@@ -93,9 +93,8 @@ def show_card(card: Card) -> None:
             f'Its weights are not here yet: "mplug2 download {card.folder / card.name}.json" fetches them\n'
         )
     else:
-        print(
-            f"Its weights are not at {card.weights}, and it gives no address{release.hint(str(card.folder))}\n"
-        )
+        hint = release.hint(str(card.folder))
+        print(f"Its weights are not at {card.weights}, and it gives no address{hint}\n")
 
 
 def show_recipe(recipe: Recipe, screen: Console) -> None:

@@ -147,11 +147,12 @@ class Bottleneck(Form):
     def __post_init__(self):
         positive(self, "width")
 
-    def check(self, config: roles.Config) -> None:
-        if not hasattr(config, "hidden"):
-            raise RecipeError(f"{named(config)} has no hidden units to count: it takes no Bottleneck")
-
     def merged(self, config: Any) -> Any:
+        if not hasattr(config, "hidden"):
+            raise RecipeError(
+                f"{named(config)} does not say how many hidden units it has: a Bottleneck cannot be merged "
+                "into it, publish the delta beside its base"
+            )
         return dataclasses.replace(config, hidden=config.hidden + self.width)
 
     def begin(self, base: Mapping[Path, Leaf]) -> dict[Path, Leaf]:

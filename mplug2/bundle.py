@@ -15,6 +15,7 @@ from pathlib import Path
 from mplug2 import archive, hub, lock, publishing
 from mplug2.card import Card, Trained
 from mplug2.card_tokenizer import carried, opened
+from mplug2.card_wording import stated, wording_of
 from mplug2.data.tokens import Tokenizer
 from mplug2.errors import CardError
 from mplug2.fit import differences
@@ -61,6 +62,7 @@ def write(
                 trained=facts,
                 preprocessing=recipe.preprocessing if states else None,
                 tokenizer=locked.tokenizer if hasattr(config, "vocabulary") else None,
+                questions=stated(wording_of(recipe)) if module == "text" else None,
                 base=hub.base_sha256(recipe, module),
             )
         else:

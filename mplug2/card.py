@@ -19,7 +19,7 @@ from mplug2.roles import Config, base_of
 from mplug2.typed_json import decode, encode, expect, is_sha256, plain_name, read_json
 from mplug2.weights import FLOATS, replacing
 
-_LARGEST_FILE = 2**53  # bytes; every JSON reader knows whole numbers up to here
+LARGEST_FILE = 2**53  # bytes; every JSON reader knows whole numbers up to here
 
 # module -> (streams it reads, streams it writes), as in mplug2.routes; other modules say their own
 STREAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -45,7 +45,7 @@ class File:
 
     path: str
     sha256: str
-    bytes: Annotated[int, _LARGEST_FILE]
+    bytes: Annotated[int, LARGEST_FILE]
     urls: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -58,8 +58,8 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """How the weights came about. `data` names the data set and its version, `machine` what it ran on and how
-    long."""
+    """How the weights came about. `data` names the data set and its version, `data_sha256` is of its train
+    split (mplug2.data.digest), where it could be read; `machine`: what it ran on and how long."""
 
     recipe: str
     commit: str
@@ -67,9 +67,12 @@ class Trained:
     seed: int
     data: str
     machine: str
+    data_sha256: str | None = None
 
     def __post_init__(self):
         expect(self.steps >= 0, "steps", self.steps, "a number of optimizer steps")
+        if self.data_sha256 is not None:
+            is_sha256("data_sha256", self.data_sha256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +135,18 @@ class Tokens:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Questions:
+    """How the questions that a module was trained on were worded (mplug2.data.wording), after how many
+    words they were cut."""
+
+    kind: Literal["plain", "official"]
+    words: int
+
+    def __post_init__(self):
+        expect(self.words > 0, "words", self.words, "a positive number")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parent:
     """A module that another one came from: its card's name, the sha256 of its file, and the coefficient it
     was taken with."""
@@ -181,6 +196,7 @@ class Card:
     scores: Mapping[str, Score] = field(default_factory=dict)
     preprocessing: Preprocessing | None = None
     tokenizer: Tokens | None = None
+    questions: Questions | None = None
     base: str | None = None
     folder: Path = field(default=Path(), compare=False, repr=False)
 

@@ -53,6 +53,8 @@ def _facts(module: str, card: Card, connected: bool) -> Iterator[tuple[str, Any]
         yield "vocabulary", card.interface.vocabulary
     if card.tokenizer is not None:
         yield "tokenizer", card.tokenizer.sha256
+    if card.questions is not None:
+        yield "questions", card.questions
     if card.preprocessing is not None:
         yield "preprocessing", card.preprocessing
 

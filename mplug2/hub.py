@@ -93,7 +93,7 @@ def _cards_at(place: str | Path) -> list[Card]:
 
 def _card_files(folder: Path) -> list[Path]:
     """Of a folder; a lock, a report or a schema that lies beside them is no card."""
-    others = (".schema.json", ".lock.json", ".load_report.json")
+    others = (".schema.json", ".release.json", ".lock.json", ".load_report.json")
     return sorted(path for path in folder.glob("*.json") if not f".{path.name}".endswith(others))
 
 
@@ -121,12 +121,17 @@ def load_onto(card: Card, mesh: jax.sharding.Mesh, *, verify: bool = True) -> Pa
     return _nested(placing.place(arrays, placing.on_mesh(mesh, axes, expected)))
 
 
+def is_here(card: Card) -> Path | None:
+    """The card's weights, where they need not be downloaded: the file beside it, or one in the cache."""
+    if card.weights.is_file():
+        return card.weights
+    return Cache.default().find(card.file.sha256, card.file.bytes)
+
+
 def located(card: Card, meter: Meter | None = None) -> Path:
     """The card's weights: the file beside it, or one in the cache, downloaded on first use. Raises CardError
     where the card gives no address, DownloadError."""
-    if card.weights.is_file():
-        return card.weights
-    if found := Cache.default().find(card.file.sha256, card.file.bytes):
+    if found := is_here(card):
         return found
     if not card.file.urls:
         raise CardError(f"card {card.name}: its weights are not at {card.weights}, and it gives no address")

@@ -157,6 +157,7 @@ def planned(
             parents=_parents(method, cards, shares, origins),
             preprocessing=next((one.preprocessing for one in cards if one.preprocessing), None),
             tokenizer=next((one.tokenizer for one in cards if one.tokenizer), None),
+            questions=next((one.questions for one in cards if one.questions), None),
             folder=folder,
         )
         stored = {one.interface.dtype for one in cards}
@@ -200,7 +201,7 @@ def _check_alike(cards: Sequence[Card]) -> None:
     preprocessing; what one of them does not state is not compared."""
     first = cards[0]
     for other in cards[1:]:
-        for fact in ("module", "config", "interface", "tokenizer", "preprocessing"):
+        for fact in ("module", "config", "interface", "tokenizer", "questions", "preprocessing"):
             said = [encode(getattr(card, fact)) for card in (first, other)]
             if None in said:
                 continue

@@ -2,7 +2,8 @@
 
 On paper a candidate must suit the batch and the heads and fit into the device's memory; those that do are
 ordered by the time of a step of which nothing overlaps. What paper does not know (temporary arrays, what the
-compiler adds) only the compiled ones tell, and one of those is recommended."""
+compiler adds) only the compiled ones tell, and one of those is recommended.
+"""
 
 import math
 import typing
@@ -14,7 +15,7 @@ from mplug2 import plan, plan_paper
 from mplug2.errors import RecipeError
 from mplug2.network import Network
 from mplug2.plan import NoRoomError, Plan, Times
-from mplug2.plan_paper import Paper
+from mplug2.plan_paper import Paper, Work
 from mplug2.plan_topology import Topology
 from mplug2.recipe import Recipe
 from mplug2.roles import Execution
@@ -34,6 +35,7 @@ class Candidate:
     """A recipe with its mesh and policy, as paper sees it; `least` bytes that it takes of a device."""
 
     recipe: Recipe
+    work: Work
     paper: Paper
     times: Times
 
@@ -73,7 +75,7 @@ def search(recipe: Recipe, topology: Topology, *, compiled: int, say: Say) -> Se
             break
         say(f"compiling {said(candidate.recipe)} ({fitting} of {compiled} fit so far)")
         try:
-            made = plan.make(candidate.recipe, topology)
+            made = plan.make(candidate.recipe, topology, candidate.work)
             fitting += made.fits is not False
             plans.append((candidate, made))
         except NoRoomError as error:
@@ -102,7 +104,7 @@ def _on_paper(recipe: Recipe, topology: Topology, say: Say) -> tuple[dict[str, i
             except RecipeError:
                 dropped["batch or heads do not divide"] += 1
                 continue
-            found = Candidate(tried, paper, plan.paper_times(tried, work, paper, topology))
+            found = Candidate(tried, work, paper, plan.paper_times(tried, work, paper, topology))
             if topology.chip.memory is not None and found.least > topology.chip.memory:
                 dropped["does not fit on paper"] += 1
             else:

@@ -24,9 +24,9 @@ GIB = 2**30
 @dataclass(frozen=True, kw_only=True)
 class Chip:
     """Published facts of one device, None where its maker states none: bfloat16 FLOP/s without sparsity,
-    bytes of memory, memory bytes a second; `link`: bytes a second that it sends to its neighbours, over all
-    links together; `torus`: the dimensions that those links span (0: a switch); `network`: bytes a second
-    that it sends beyond `domain` devices, the links' reach."""
+    bytes of memory that JAX may take, memory bytes a second; `link`: bytes a second that it sends to its
+    neighbours, over all links together; `torus`: the dimensions that those links span (0: a switch);
+    `network`: bytes a second that it sends beyond `domain` devices, the links' reach."""
 
     maker: str
     flops: float | None = None
@@ -42,15 +42,6 @@ class Chip:
 _TPU = "cloud.google.com/tpu/docs"
 CHIPS = {
     "cpu": Chip(maker="cpu"),
-    "v4": Chip(
-        maker="tpu",
-        flops=275e12,
-        memory=32 * GIB,
-        memory_rate=1228e9,
-        link=300e9,
-        torus=3,
-        source=f"{_TPU}/v4: 275 TFLOP/s, 32 GiB, 1228 GB/s, 6 links of 50 GB/s each way",
-    ),
     "v5e": Chip(
         maker="tpu",
         flops=197e12,
@@ -81,13 +72,14 @@ CHIPS = {
     "h100": Chip(
         maker="gpu",
         flops=989.4e12,
-        memory=84_942_979_072,
+        memory=int(0.75 * 84_942_979_072),
         memory_rate=3352e9,
         link=450e9,
         network=50e9,
         domain=8,
         source="NVIDIA H100 SXM5 and DGX H100 data sheets: 989.4 TFLOP/s dense, 80 GB, 3.35 TB/s, NVLink 900"
-        " GB/s both ways, one 400 Gb/s network card a GPU",
+        " GB/s both ways, one 400 Gb/s network card a GPU; JAX takes 75% of a GPU's memory unless"
+        " XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise",
     ),
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mplug2 import gate, weights
-from mplug2.card import Card, File, Interface, Parents, Score, Tokens, Trained, draft, interface
+from mplug2.card import Card, File, Interface, Parents, Questions, Score, Tokens, Trained, draft, interface
 from mplug2.data.pixels import Preprocessing
 from mplug2.errors import CardError, nearest
 from mplug2.gate import NONE
@@ -33,6 +33,7 @@ def publish(
     connects: Interface | None = None,
     preprocessing: Preprocessing | None = None,
     tokenizer: Tokens | None = None,
+    questions: Questions | None = None,
     base: str | None = None,
 ) -> Card:
     """Writes one module as `<name>.safetensors` and `<name>.json` into `folder` and returns its card.
@@ -58,6 +59,7 @@ def publish(
         scores=dict(scores),
         preprocessing=preprocessing,
         tokenizer=tokenizer,
+        questions=questions,
         folder=path.parent,
     )
     gate.check(card, gate.shapes(config, f"module {module}"), arrays)

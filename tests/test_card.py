@@ -90,7 +90,13 @@ def test_a_card_comes_back_as_it_was_written_and_fits_the_schema(module, config,
 
 
 def test_the_schema_has_exactly_the_fields_of_the_dataclasses():
-    parts = {"file": File, "trained": Trained, "interface": cards.Interface, "tokenizer": Tokens}
+    parts = {
+        "file": File,
+        "trained": Trained,
+        "interface": cards.Interface,
+        "tokenizer": Tokens,
+        "questions": cards.Questions,
+    }
     parts = {SCHEMA["$defs"][name]["title"]: (SCHEMA["$defs"][name], kind) for name, kind in parts.items()}
     parts |= {"card": (SCHEMA, Card), "score": (SCHEMA["$defs"]["score"], Score)}
     parts |= {"parents": (SCHEMA["$defs"]["parents"], cards.Parents)}

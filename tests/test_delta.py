@@ -93,6 +93,22 @@ def test_a_product_and_its_lora_by_hand():
     assert set(delta) == {f"{name}.A", f"{name}.B"}
 
 
+def test_dropout_leaves_out_whole_inputs_of_a_delta_and_nothing_without_a_key():
+    form = Lora(rank=3, alpha=3.0, dropout=0.5, targets=("*attention.query.kernel",))
+    network, params = adapted(form)
+    params["universal"] = jax.tree.map(np.zeros_like, params["universal"])  # what is left is the delta
+    name = "layers.layers.attention.query.kernel"
+    whole, one, other = (
+        np.asarray(flat(network.adapted(params, key)["universal"])[name])
+        for key in (None, jax.random.key(1), jax.random.key(2))
+    )
+    kept = np.abs(one).max(-1) > 0
+    np.testing.assert_allclose(one, np.where(kept[..., None], 2 * whole, 0), atol=1e-6)
+    assert 0.2 < kept.mean() < 0.8 and (np.abs(other).max(-1) > 0).tolist() != kept.tolist()
+    with pytest.raises(RecipeError, match="dropout is 1.0, expected from 0 to below 1"):
+        Lora(dropout=1.0)
+
+
 def test_a_bottleneck_is_a_parallel_adapter_with_the_activation_of_its_mlp():
     network, params = adapted(Bottleneck(width=5, scale=0.5))
     delta = flat(params["universal_delta"])

@@ -6,6 +6,7 @@ Two tests at the end compile for TPUs and GPUs that are not here, where the extr
 import dataclasses
 import importlib.util
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -230,8 +231,26 @@ def test_the_command_reports_a_recipe_and_writes_it(tmp_path, capsys):
 def test_the_command_scales_on_paper(capsys):
     words = "plan text_classify.tiny --mesh fsdp=4 --weak-scaling 4,16"
     assert command.main(words.split()) == 0
-    lines = capsys.readouterr().out
-    assert "data=4,fsdp=4" in lines and "reduce-scatter" in lines
+    text = capsys.readouterr().out
+    assert "data=4,fsdp=4" in text and "all sent" in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "members", "rate"),
+    [
+        ("v5p", (0, 1), 200e9),  # along one of three dimensions
+        ("v5p", (0, 1, 2, 3), 400e9),
+        ("v6e", (0, 1), 200e9),
+        ("v6e", (0, 1, 2, 3), 400e9),
+        ("h100", (0, 1, 2, 3), 450e9),
+        ("h100", (0, 8), 50e9),  # in two nodes
+        ("cpu", (0, 1), None),
+    ],
+)
+def test_a_collective_is_as_fast_as_the_links_that_its_members_lie_along(kind, members, rate):
+    places = [SimpleNamespace(id=place, coords=(place % 2, place // 2, 0)) for place in range(16)]
+    mesh: Any = SimpleNamespace(devices=np.array(places))
+    assert plan_topology.Topology(kind, plan_topology.CHIPS[kind], places).rate(members, mesh) == rate
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -241,7 +260,7 @@ def test_the_command_scales_on_paper(capsys):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("--topology v5:2x2", 'there is no "v5"; known are cpu, v4, v5e, v5p, v6e, h100 (did you mean "v5'),
+        ("--topology v5:2x2", 'there is no "v5"; known are cpu, v5e, v5p, v6e, h100 (did you mean "v5'),
         ("--topology v5e:8", "expected v5e:SHAPE as in v5e:16x16 or v5p:8x8x4"),
         ("--topology cpu:0", "expected cpu:SHAPE as in cpu:8"),
         ("--topology cpu:1 --mesh fsdp=4", "mesh fsdp=4 has 4 device(s), cpu:1 has 1; say --mesh"),

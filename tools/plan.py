@@ -2,6 +2,7 @@
 are not here and reports memory, FLOPs, communication and the time of a step."""
 
 import argparse
+import dataclasses
 import json
 import math
 import re
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -20,6 +22,7 @@ from mplug2.overrides import apply
 from mplug2.plan import Plan
 from mplug2.plan_search import Search
 from mplug2.recipe import Recipe
+from mplug2.sharding import Mesh
 from mplug2.tools.show import console, count
 
 
@@ -192,7 +195,7 @@ def show_search(found: Search, screen: Console) -> None:
     if found.best is None:
         screen.print("Nothing that was compiled fits: a smaller batch, or more parts (accumulate), may.")
         return
-    mesh = ",".join(f"{axis}={size}" for axis, size in found.best.mesh.items() if size > 1) or "data=1"
+    mesh = plan.mesh_said(Mesh(**found.best.mesh))
     screen.print(f"Recommended: --mesh {mesh} execution.remat={found.best.remat}")
 
 
@@ -228,28 +231,32 @@ def _scale(recipe: Recipe, asked: str, path: str | None) -> int:
         paper = plan_paper.on_paper(grown, work.times(number / before), network)
         sent = {f"{kind} {axes}": amount for (kind, axes), amount in paper.traffic.items()}
         rows.append({"devices": number, "mesh": asdict(grown.mesh), "memory": paper.memory, "sent": sent})
-    kinds = list(dict.fromkeys(kind for row in rows for kind in row["sent"]))
+    show_scaling(rows, console())
+    _write(path, rows)
+    return 0
+
+
+def show_scaling(rows: list[dict[str, Any]], screen: Console) -> None:
+    axes = [field.name for field in dataclasses.fields(Mesh)]
+    axes = [axis for axis in axes if any(_along(row, axis) for row in rows)]
     table = _table(
-        "Weak scaling on paper: bytes of a device, bytes that it sends in a step",
-        "devices",
-        "mesh",
-        "state",
-        "activations",
-        *kinds,
-        "sent",
+        "Weak scaling on paper: bytes that a device holds, and sends in a step along each axis",
+        *("devices", "mesh", "state", "gradients", "kept", *axes, "all sent"),
         text=2,
     )
     for row in rows:
-        mesh = ",".join(f"{axis}={size}" for axis, size in row["mesh"].items() if size > 1) or "data=1"
-        activations = row["memory"]["activations"]
-        state = sum(row["memory"].values()) - activations
-        sent = [said(row["sent"].get(kind, 0)) for kind in kinds]
-        table.add_row(
-            str(row["devices"]), mesh, said(state), said(activations), *sent, said(sum(row["sent"].values()))
-        )
-    console().print(table)
-    _write(path, rows)
-    return 0
+        memory, sent = row["memory"], [_along(row, axis) for axis in axes]
+        state = sum(memory.values()) - memory["activations"] - memory["gradients"]
+        sizes = (state, memory["gradients"], memory["activations"], *sent, sum(sent))
+        table.add_row(str(row["devices"]), plan.mesh_said(Mesh(**row["mesh"])), *map(said, sizes))
+    screen.print(table)
+    screen.print(
+        "Kept: activations for the backward pass, at most. What is sent along several axes is the first's."
+    )
+
+
+def _along(row: dict[str, Any], axis: str) -> float:
+    return sum(size for kind, size in row["sent"].items() if kind.split()[1].split("+")[0] == axis)
 
 
 def _table(title: str, *columns: str, text: int = 1) -> Table:

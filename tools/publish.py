@@ -2,6 +2,7 @@
 people."""
 
 import argparse
+import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any
 from mplug2 import adapt, hub, lock, overrides, publishing, readme, recipes
 from mplug2.card import Parent, Parents, Score, Trained
 from mplug2.card_tokenizer import stated
-from mplug2.errors import CardError, nearest
+from mplug2.card_wording import stated as stated_wording
+from mplug2.card_wording import wording_of
+from mplug2.data.digest import digest
+from mplug2.errors import CardError, DataError, nearest
 from mplug2.network import Network, Parameters
 from mplug2.recipe import Recipe
 from mplug2.remote import split_hub
@@ -61,6 +65,7 @@ def publish(
     """Writes the chosen modules; `address` is where the folder will be found, if it is elsewhere."""
     tokens = stated(recipe.tokenizer, folder)
     scores = read_scores(arguments.scores) if arguments.scores else {}
+    how, questions = trained(run, recipe, step), stated_wording(wording_of(recipe))
     cards = []
     for module in chosen:
         config = network.configs[module]
@@ -75,12 +80,13 @@ def publish(
             licence=arguments.licence,
             source=arguments.source,
             paper="arXiv:2302.00402",
-            trained=trained(run, recipe, step),
+            trained=how,
             parents=trained_from(run, module, recipe.forms.get(module) if arguments.merged else None),
             scores=scores,
             urls=(f"{address}/{name}.safetensors",) if address else (),
             preprocessing=recipe.preprocessing if module in ("vision", "temporal") else None,
             tokenizer=tokens if hasattr(config, "vocabulary") else None,
+            questions=questions if module == "text" else None,
             base=hub.base_sha256(recipe, module),
         )
         cards.append(card)
@@ -117,7 +123,17 @@ def trained(run: Run, recipe: Recipe, step: int) -> Trained:
         machine=", ".join(
             str(machine[fact]) for fact in ("processor", "cores", "devices") if fact in machine
         ),
+        data_sha256=data_sha256(recipe),
     )
+
+
+def data_sha256(recipe: Recipe) -> str | None:
+    """Of the train splits that a recipe learns from; None where one is not here."""
+    try:
+        found = sorted({digest(objective.data) for objective in recipe.objectives.values()})
+    except DataError:
+        return None
+    return hashlib.sha256(" ".join(found).encode()).hexdigest() if found else None
 
 
 def trained_from(run: Run, module: str, form: Form | None = None) -> Parents | None:

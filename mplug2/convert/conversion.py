@@ -21,12 +21,14 @@ import numpy as np
 
 from mplug2.card import Card, File, Tokens, interface
 from mplug2.card_tokenizer import stated
+from mplug2.card_wording import stated as stated_wording
 from mplug2.convert import writing
 from mplug2.convert.families import FAMILIES, Model, canonical, likely
 from mplug2.convert.shapes import Settings
 from mplug2.convert.tensors import StoredTensor, read_safetensors, same, stored
 from mplug2.convert.torch_file import read_torch
 from mplug2.data.pixels import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from mplug2.data.wording import Official
 from mplug2.data.wordpiece import OfficialWordPiece, WordPiece
 from mplug2.errors import CheckpointError, Mplug2Error, nearest
 from mplug2.network import Network, flat
@@ -254,6 +256,7 @@ def _write_module(
         paper=paper,
         preprocessing=_preprocessing(module, config, family, options.settings),
         tokenizer=_tokens(family, folder, options, config) if module in ("text", "decoder") else None,
+        questions=stated_wording(Official()) if module == "text" and family == "mplug2" else None,
         folder=folder,
     )
     card.write()

@@ -31,6 +31,9 @@ T = TypeVar("T")
 PATIENCE = 300
 """Seconds that the others may take to join, and to give a sign of life."""
 
+STATUS = {Mplug2Error: 2, KeyboardInterrupt: 130}
+"""Exit statuses by what ended a process, as mplug2.tools.main has them; 1 for anything else."""
+
 
 class ProcessError(Mplug2Error):
     """Processes that cannot work together, or one that is gone."""
@@ -82,7 +85,7 @@ def joined(
             time.sleep(GRACE)  # if a collective broke because another process did, the lifeline says so
         lifeline.close(f"{type(error).__name__}: {error}")
         # At exit JAX would wait for the others, who wait for this one.
-        atexit.register(_leave, 2 if isinstance(error, Mplug2Error) else 1)
+        atexit.register(_leave, next((STATUS[kind] for kind in STATUS if isinstance(error, kind)), 1))
         raise
     lifeline.close()
     jax.distributed.shutdown()

@@ -32,15 +32,15 @@ class Lifeline:
         self._lines: dict[int, socket.socket] = {}
         server = _server() if process == 0 else None
         port = server.getsockname()[1] if server else 0
-        host, port, token = exchange((host or _own_address(), port, secrets.token_hex()))[0]
+        address, port, token = exchange((host or _own_address(), port, secrets.token_hex()))[0]
         if server:
             threading.Thread(target=self._accept, args=(server, token), daemon=True).start()
         else:
-            self._connect(host, port, token)
+            self._connect(address, port, token)
         missing = [other for other, laid in enumerate(exchange(bool(server or self._lines))) if not laid]
         if missing:
             warnings.warn(
-                f"no line from process(es) {', '.join(map(str, missing))} to {host}:{port}: only JAX's "
+                f"no line from process(es) {', '.join(map(str, missing))} to {address}:{port}: only JAX's "
                 "heartbeats will notice their end",
                 stacklevel=3,
             )

@@ -220,8 +220,8 @@ def dealt(work: Callable[[S], T], pieces: Sequence[S]) -> list[T]:
 def held(mesh: jax.sharding.Mesh, batch: int) -> list[int]:
     """The examples of a global batch that the devices of this process hold, ascending. Processes that share
     an example (its parameters are spread over both) each read it."""
-    places = batch_sharding(mesh).addressable_devices_indices_map((batch,))
-    return sorted({row for (rows,) in places.values() for row in range(*rows.indices(batch))})
+    places = batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
+    return sorted({row for place in places if place for row in range(*place[0].indices(batch))})
 
 
 def spread(tree: Any, shardings: Any) -> Any:

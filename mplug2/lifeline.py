@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 GRACE = 3.0
 """Seconds for a process to give an error of its own before it is ended by another's."""
@@ -85,9 +85,11 @@ class Lifeline:
                 _send(another, [process, reason])
         self._end(process, reason)
 
-    def _end(self, process: int, reason: str) -> NoReturn:
+    def _end(self, process: int, reason: str) -> None:
         if reason:
             time.sleep(GRACE)
+            if self._ended:
+                return
         end = f"process {process} has ended ({reason})" if reason else f"process {process} is gone"
         print(f"mplug2: error: {end}, and process {self._process} ends with it", file=sys.stderr, flush=True)
         os._exit(2)

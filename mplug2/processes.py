@@ -82,7 +82,7 @@ def joined(
         yield
     except BaseException as error:
         if isinstance(error, jax.errors.JaxRuntimeError):
-            time.sleep(GRACE)  # if a collective broke because another process did, the lifeline says so
+            time.sleep(GRACE + 1)  # if a collective broke because another process did, the lifeline says so
         lifeline.close(f"{type(error).__name__}: {error}")
         # At exit JAX would wait for the others, who wait for this one.
         atexit.register(_leave, next((STATUS[kind] for kind in STATUS if isinstance(error, kind)), 1))

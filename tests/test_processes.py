@@ -51,6 +51,9 @@ def recipe(mesh: Mesh = ONE, **changes) -> Recipe:
 def job(place: str) -> None:
     """What `together` starts, in every process."""
     folder, said = Path(place), {}
+    # Runs on the same mesh have the same programs.
+    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     for name, mesh in MESHES.items():
         run(recipe(mesh), folder / name)
     with pytest.raises(DataError):  # a stream that ends stands for a crash

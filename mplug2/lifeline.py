@@ -14,7 +14,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 GRACE = 3.0
 """Seconds for a process to give an error of its own before it is ended by another's."""
@@ -32,15 +32,15 @@ class Lifeline:
         self._lines: dict[int, socket.socket] = {}
         server = _server() if process == 0 else None
         port = server.getsockname()[1] if server else 0
-        host, port, token = exchange((host or _own_address(), port, secrets.token_hex()))[0]
+        address, port, token = exchange((host or _own_address(), port, secrets.token_hex()))[0]
         if server:
             threading.Thread(target=self._accept, args=(server, token), daemon=True).start()
         else:
-            self._connect(host, port, token)
+            self._connect(address, port, token)
         missing = [other for other, laid in enumerate(exchange(bool(server or self._lines))) if not laid]
         if missing:
             warnings.warn(
-                f"no line from process(es) {', '.join(map(str, missing))} to {host}:{port}: only JAX's "
+                f"no line from process(es) {', '.join(map(str, missing))} to {address}:{port}: only JAX's "
                 "heartbeats will notice their end",
                 stacklevel=3,
             )
@@ -85,9 +85,11 @@ class Lifeline:
                 _send(another, [process, reason])
         self._end(process, reason)
 
-    def _end(self, process: int, reason: str) -> NoReturn:
+    def _end(self, process: int, reason: str) -> None:
         if reason:
             time.sleep(GRACE)
+            if self._ended:
+                return
         end = f"process {process} has ended ({reason})" if reason else f"process {process} is gone"
         print(f"mplug2: error: {end}, and process {self._process} ends with it", file=sys.stderr, flush=True)
         os._exit(2)

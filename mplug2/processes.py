@@ -31,6 +31,9 @@ T = TypeVar("T")
 PATIENCE = 300
 """Seconds that the others may take to join, and to give a sign of life."""
 
+STATUS = {Mplug2Error: 2, KeyboardInterrupt: 130}
+"""Exit statuses by what ended a process, as mplug2.tools.main has them; 1 for anything else."""
+
 
 class ProcessError(Mplug2Error):
     """Processes that cannot work together, or one that is gone."""
@@ -79,10 +82,10 @@ def joined(
         yield
     except BaseException as error:
         if isinstance(error, jax.errors.JaxRuntimeError):
-            time.sleep(GRACE)  # if a collective broke because another process did, the lifeline says so
+            time.sleep(GRACE + 1)  # if a collective broke because another process did, the lifeline says so
         lifeline.close(f"{type(error).__name__}: {error}")
         # At exit JAX would wait for the others, who wait for this one.
-        atexit.register(_leave, 2 if isinstance(error, Mplug2Error) else 1)
+        atexit.register(_leave, next((STATUS[kind] for kind in STATUS if isinstance(error, kind)), 1))
         raise
     lifeline.close()
     jax.distributed.shutdown()
@@ -217,8 +220,8 @@ def dealt(work: Callable[[S], T], pieces: Sequence[S]) -> list[T]:
 def held(mesh: jax.sharding.Mesh, batch: int) -> list[int]:
     """The examples of a global batch that the devices of this process hold, ascending. Processes that share
     an example (its parameters are spread over both) each read it."""
-    places = batch_sharding(mesh).addressable_devices_indices_map((batch,))
-    return sorted({row for (rows,) in places.values() for row in range(*rows.indices(batch))})
+    places = batch_sharding(mesh).addressable_devices_indices_map((batch,)).values()
+    return sorted({row for place in places if place for row in range(*place[0].indices(batch))})
 
 
 def spread(tree: Any, shardings: Any) -> Any:

@@ -23,13 +23,13 @@ from jax.experimental import multihost_utils
 from mplug2 import hub, lock, processes
 from mplug2.checkpoint import AVERAGE, Checkpoints, fingerprint
 from mplug2.data.stream import stream
-from mplug2.errors import CheckpointError, DataError, Mplug2Error
+from mplug2.errors import CheckpointError, DataError, Mplug2Error, RecipeError
 from mplug2.judge import Judge
 from mplug2.logbook import Logbook, Silence
 from mplug2.network import Network, Parameters
 from mplug2.prefetch import Batches, Prefetch
 from mplug2.recipe import Recipe
-from mplug2.run import Run, open_run, read_run, write_json
+from mplug2.run import Run, differences, open_run, read_run, settings, write_json
 from mplug2.step import NEVER, Metrics, State, Trainer
 
 IN_FLIGHT = 2
@@ -70,6 +70,7 @@ def train(
     Raises RecipeError if `run_dir` holds a run of another recipe, CheckpointError if it cannot be read or
     written, DivergedError with the step, the tasks and the example ids when a loss is not finite.
     """
+    _check_same(recipe)
     run = processes.of_first(lambda: open_run(run_dir, recipe, source, overrides))
     _check_shared(run)
     if composed is None:
@@ -92,6 +93,17 @@ def data_stream(recipe: Recipe) -> Batches:
         workers=recipe.workers,
         held=partial(processes.held, recipe.mesh.build()),
     )
+
+
+def _check_same(recipe: Recipe) -> None:
+    """Raises RecipeError unless all processes were given the same recipe."""
+    told = processes.exchange(settings(recipe, operation=True))
+    for process, other in enumerate(told):
+        if other != told[0]:
+            raise RecipeError(
+                f"process {process} (here) was given another recipe than process 0 (there): "
+                + differences(told[0], other)
+            )
 
 
 def _check_shared(run: Run) -> None:

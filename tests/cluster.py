@@ -43,7 +43,7 @@ def start(function: str, *words: object, count: int, devices: int) -> list[subpr
     ]
 
 
-def finish(started: list[subprocess.Popen[str]], timeout: float = 900) -> list[tuple[int, str]]:
+def finish(started: list[subprocess.Popen[str]], timeout: float = 3600) -> list[tuple[int, str]]:
     """(exit status, what it said) of each."""
     said = [process.communicate(timeout=timeout)[0] for process in started]
     return [(process.returncode, text) for process, text in zip(started, said, strict=True)]

@@ -51,6 +51,9 @@ def recipe(mesh: Mesh = ONE, **changes) -> Recipe:
 def job(place: str) -> None:
     """What `together` starts, in every process."""
     folder, said = Path(place), {}
+    # Runs on the same mesh have the same programs.
+    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     for name, mesh in MESHES.items():
         run(recipe(mesh), folder / name)
     with pytest.raises(DataError):  # a stream that ends stands for a crash
@@ -79,6 +82,7 @@ def refused(folder: Path) -> dict[str, str]:
         "small mesh": lambda: run(recipe(Mesh(data=2)), folder / "small"),
         "large mesh": lambda: run(recipe(Mesh(data=8)), folder / "large"),
         "batch": lambda: run(recipe(Mesh(data=4), accumulate=2), folder / "batch"),
+        "different": lambda: run(recipe(FSDP, keep=3 + jax.process_index()), folder / "different"),
         "another": lambda: run(recipe(FSDP, seed=5), folder / "stopped"),
     }
     said = {}
@@ -196,6 +200,8 @@ def test_errors_are_the_same_sentence_everywhere(together):
     assert "uses 2 of the 4 devices of 2 processes" in refused["small mesh"]
     assert "needs 8 devices, there are 4" in refused["large mesh"]
     assert "a batch of 4 in 2 part(s) does not divide among 4 devices" in refused["batch"]
+    assert "process 1 (here) was given another recipe" in refused["different"]
+    assert refused["different"].endswith("keep is 3 there, 4 here")
     assert "seed is 0 there, 5 here" in refused["another"]
 
 

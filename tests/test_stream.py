@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mplug2.data.handwriting import Handwriting
-from mplug2.data.stream import Feed, Mixture, Stream, collate, corrupt, epoch, stream
+from mplug2.data.stream import Feed, Mixture, Stream, collate, corrupt, stream
 from mplug2.data.tokens import SPECIAL, SentencePiece
 from mplug2.errors import DataError
 
@@ -131,27 +131,6 @@ def test_a_state_of_another_stream_is_refused():
     steps = stream(FEEDS, tokenizer=TOKENIZER, seed=3)
     with pytest.raises(DataError, match="'seed': 4"):
         steps.set_state(stream(FEEDS, tokenizer=TOKENIZER, seed=4).get_state())
-
-
-def test_an_epoch_shows_every_example_once_in_order_and_marks_the_filling():
-    batches = list(epoch(Words("red", 10), {"text": 4}, tokenizer=TOKENIZER, batch=4))
-    assert [batch["index"][batch["valid"]].tolist() for batch in batches] == [
-        [0, 1, 2, 3],
-        [4, 5, 6, 7],
-        [8, 9],
-    ]
-    assert all(batch["text"].shape == (4, 4) for batch in batches)
-
-
-@pytest.mark.parametrize("count", [1, 9, 10, 16, 17])
-def test_hosts_share_an_epoch_without_gap_or_repetition(count):
-    hosts = [
-        list(epoch(Words("red", count), {}, tokenizer=TOKENIZER, batch=4, process_index=i, process_count=2))
-        for i in range(2)
-    ]
-    assert len(hosts[0]) == len(hosts[1])
-    seen = [batch["index"][batch["valid"]].tolist() for pair in zip(*hosts, strict=True) for batch in pair]
-    assert sum(seen, []) == list(range(count))
 
 
 def test_masking_follows_bert():

@@ -152,31 +152,6 @@ def stream(
     return Stream(_Steps(dict(feeds), tokenizer, seed, split, rows), workers, threads)
 
 
-def epoch(
-    data: Any,
-    lengths: Mapping[str, int],
-    *,
-    tokenizer: Tokenizer,
-    batch: int,
-    split: str = "test",
-    limit: int | None = None,
-    seed: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Iterator[Batch]:
-    """Every example of `split` (the first `limit`) once, in order, over all hosts together: batches of
-    `batch` with `valid` bool (B,), the last one filled up with copies of its first example that are not
-    valid. All hosts get the same number of batches."""
-    parts = [part.source(split) for part in (data.parts if isinstance(data, Mixture) else [data])]
-    places = [(source, index) for source in parts for index in range(len(source))][:limit]
-    for start in range(0, len(places), batch * process_count):
-        here = start + process_index * batch
-        rows = [source[index] for source, index in places[here : here + batch]]
-        filling = rows[0] if rows else places[start][0][places[start][1]]
-        full = collate(rows + [filling] * (batch - len(rows)), lengths, tokenizer, seed)
-        yield full | {"valid": np.arange(batch) < len(rows)}
-
-
 def collate(
     examples: Sequence[Mapping[str, Any]], lengths: Mapping[str, int], tokenizer: Tokenizer, seed: int
 ) -> Batch:

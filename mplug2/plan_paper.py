@@ -13,7 +13,7 @@ Not counted: numbers a device has few of (losses, norms of gradients, the featur
 """
 
 import math
-from collections import Counter
+from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -132,7 +132,7 @@ def on_paper(recipe: Recipe, work: Work, network: Network) -> Paper:
     check_mesh(recipe, mesh)
     shares = sharding.batch_shares(mesh) * mesh.shape["sequence"]
     parameters, frozen = 0, 0
-    traffic: Counter[tuple[str, str]] = Counter()
+    traffic: Traffic = defaultdict(float)
     for name, shapes in network.shapes.items():
         spread = sharding.shardings(mesh, network.axes[name], shapes)
         for leaf, place in zip(jax.tree.leaves(shapes), jax.tree.leaves(spread), strict=True):
@@ -180,7 +180,7 @@ def _store(
     spec: PartitionSpec,
     stored: int,
     trained: bool,
-    traffic: Counter[tuple[str, str]],
+    traffic: Traffic,
 ) -> None:
     """Gathers a parameter of which a device has `stored` bytes, and sums its gradient."""
     parts = mesh.shape["fsdp"]
@@ -198,9 +198,7 @@ def _store(
         traffic["all-reduce", "+".join(among)] += 2 * stored * (devices - 1) / devices
 
 
-def _share(
-    recipe: Recipe, work: Work, mesh: AbstractMesh, shares: int, traffic: Counter[tuple[str, str]]
-) -> None:
+def _share(recipe: Recipe, work: Work, mesh: AbstractMesh, shares: int, traffic: Traffic) -> None:
     """Sums of spread products, and keys and values for other devices' queries."""
     again = 2 if recipe.execution.remat == "full" else 1
     tensor, sequence = mesh.shape["tensor"], mesh.shape["sequence"]

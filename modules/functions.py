@@ -6,10 +6,11 @@ given. Two gradients are written out, those of `dense` and `attention`, for the 
 """
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
@@ -22,6 +23,9 @@ PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
 )
 """What the backward pass does not compute again, by Execution's remat "dots": products, and what drops out,
 which is a bit to save but slow to draw."""
+
+OFFLOADED = jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host")
+"""Remat "offload": products with weights wait in the host's memory, the rest is computed again."""
 
 
 @jax.custom_vjp
@@ -72,8 +76,8 @@ def attention(
     query: Array, keys: Array, values: Array, mask: Array | None, kept: Array | None, rate: float
 ) -> Array:
     """Scaled dot-product attention by heads: `B K N D`, `B K M D`, `B K M D` -> `B K N D` (or with further
-    axes before K); softmax in float32. `mask`, True = may look, broadcasts to `B K N M`; weights that are not `kept`, `B K N M`, drop
-    out, at `rate`.
+    axes before K); softmax in float32. `mask`, True = may look, broadcasts to `B K N M`; weights that are
+    not `kept`, `B K N M`, drop out, at `rate`.
 
     The gradients are written out: every product takes its factors as they lie (XLA's own rules turn them,
     and the weights, several times), and the softmax needs a sum over D instead of one over M.
@@ -116,6 +120,20 @@ def _attention_backward(rate: float, saved: Any, gradient: Array) -> tuple[Array
 
 
 attention.defvjp(_attention_forward, _attention_backward)
+
+
+def fused_attention(
+    query: Array, keys: Array, values: Array, mask: Array | None, implementation: Literal["xla", "cudnn"]
+) -> Array:
+    """`attention` without dropout by `jax.nn.dot_product_attention`: no weights are kept for the gradient.
+
+    A row that may look nowhere is undefined by cuDNN.
+    """
+    turned = (rearrange(x, "... k n d -> (...) n k d") for x in (query, keys, values))
+    if mask is not None:
+        mask = jnp.reshape(mask, (1,) * (4 - mask.ndim) + mask.shape)
+    mixed = jax.nn.dot_product_attention(*turned, mask=mask, implementation=implementation)
+    return rearrange(mixed, "b n k d -> b k n d").reshape(query.shape)
 
 
 def _by_head(left: Array, right: Array, left_axis: int, right_axis: int) -> Array:

@@ -18,7 +18,16 @@ from flax import nnx
 from jax import lax
 
 from mplug2.errors import RecipeError
-from mplug2.modules.functions import PRODUCTS, attention, dense, dropout, gelu, keep
+from mplug2.modules.functions import (
+    OFFLOADED,
+    PRODUCTS,
+    attention,
+    dense,
+    dropout,
+    fused_attention,
+    gelu,
+    keep,
+)
 from mplug2.roles import PAD, Array, Execution, split_key
 from mplug2.sharding import constrain, gathered, here
 
@@ -52,6 +61,11 @@ def spread(x: Array, last: str | None = None) -> Array:
     return constrain(x, *leading[x.ndim], last)
 
 
+def whole(x: Array) -> Array:
+    """All of it on every device of a mesh."""
+    return constrain(x, *(None,) * x.ndim)
+
+
 def spread_pictures(x: Array, channels: str | None = None) -> Array:
     """The same of pictures, `B H W C` or `B T H W C`, that no device has a part of: XLA's convolutions cut by
     height and by channels at once are wrong (jax 0.10.2: sums over both axes of the mesh)."""
@@ -59,7 +73,7 @@ def spread_pictures(x: Array, channels: str | None = None) -> Array:
 
 
 def spread_heads(x: Array, tokens: str | None) -> Array:
-    """The same of heads, `B K N D` or `B T K N D`; `tokens` is the name of N, None where it is to be whole."""
+    """The same of heads, `B K N D` or `B T K N D`; `tokens` names N, None where it is to be whole."""
     return constrain(x, *("batch", "frames")[: x.ndim - 3], "heads", tokens, None)
 
 
@@ -119,6 +133,7 @@ class Attention(nnx.Module):
         rngs: nnx.Rngs,
         context_width: int | None = None,
         dropout: float = 0.0,
+        execution: Execution = Execution(),
     ):
         if width % heads:
             raise RecipeError(f"a width of {width} does not divide into {heads} heads")
@@ -128,6 +143,7 @@ class Attention(nnx.Module):
         self.value = Linear(context_width, width, axes=("embed", "heads"), rngs=rngs)
         self.out = Linear(width, width, axes=("heads", "embed"), rngs=rngs)
         self.heads, self.dropout = heads, dropout
+        self.implementation = execution.attention
 
     def _split(self, x: Array) -> Array:
         return rearrange(x, "... n (k d) -> ... k n d", k=self.heads)
@@ -148,7 +164,10 @@ class Attention(nnx.Module):
         kept = keep(key, self.dropout, (*query.shape[:-1], keys.shape[-2]))
         if kept is not None:
             kept = constrain(kept, "batch", "heads", many, few)
-        mixed: Array = attention(query, keys, values, mask, kept, self.dropout)
+        if kept is None and self.implementation != "written":
+            mixed = fused_attention(query, keys, values, mask, self.implementation)
+        else:
+            mixed = attention(query, keys, values, mask, kept, self.dropout)
         return spread(self.out(spread(rearrange(mixed, "... k n d -> ... n (k d)"), "heads")))
 
     def __call__(
@@ -175,11 +194,21 @@ class PostNormLayer(nnx.Module):
 
     EPSILON = 1e-12
 
-    def __init__(self, width: int, heads: int, hidden: int, *, dropout: float, cross: bool, rngs: nnx.Rngs):
-        self.attention = Attention(width, heads, dropout=dropout, rngs=rngs)
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        *,
+        dropout: float,
+        cross: bool,
+        rngs: nnx.Rngs,
+        execution: Execution = Execution(),
+    ):
+        self.attention = Attention(width, heads, dropout=dropout, rngs=rngs, execution=execution)
         self.attention_norm = Norm(width, epsilon=self.EPSILON, rngs=rngs)
         if cross:
-            self.cross = Attention(width, heads, dropout=dropout, rngs=rngs)
+            self.cross = Attention(width, heads, dropout=dropout, rngs=rngs, execution=execution)
             self.cross_norm = Norm(width, epsilon=self.EPSILON, rngs=rngs)
         self.mlp = MLP(width, hidden, gelu, rngs=rngs)
         self.mlp_norm = Norm(width, epsilon=self.EPSILON, rngs=rngs)
@@ -330,11 +359,13 @@ def fold(apply: Callable[..., Any], carry: Any, *stacks: Stack | None, key: Arra
 
     def body(carry: Any, inputs: Any) -> tuple[Any, None]:
         states, layer_key = inputs
-        layers = [graph and nnx.merge(graph, _ready(state)) for graph, state in zip(graphs, states, strict=True)]
+        layers = [
+            graph and nnx.merge(graph, _ready(state)) for graph, state in zip(graphs, states, strict=True)
+        ]
         return apply(carry, *layers, key=layer_key), None
 
     if first.execution.remat != "none":
-        policy = PRODUCTS if first.execution.remat == "dots" else None
+        policy = {"dots": PRODUCTS, "offload": OFFLOADED, "full": None}[first.execution.remat]
         body = jax.checkpoint(body, policy=policy, prevent_cse=not first.execution.scan)
     if first.execution.scan:
         return lax.scan(body, carry, (states, keys))[0]

@@ -18,7 +18,18 @@ from jax import lax
 
 from mplug2.errors import RecipeError
 from mplug2.modules.functions import dense, drop_path, gelu, quick_gelu
-from mplug2.modules.layers import MLP, Attention, Norm, Stack, fold, normal, parameter, spread, spread_pictures, zeros
+from mplug2.modules.layers import (
+    MLP,
+    Attention,
+    Norm,
+    Stack,
+    fold,
+    normal,
+    parameter,
+    spread,
+    spread_pictures,
+    zeros,
+)
 from mplug2.roles import Array, Execution, Temporal, split_key
 
 
@@ -224,10 +235,10 @@ class Unchanged(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm block on `B T 1+N D`: [temporal] -> spatial attention within a frame -> [temporal] -> MLP."""
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: Config, *, rngs: nnx.Rngs, execution: Execution):
         style = config.blocks
         self.attention_norm = Norm(config.width, epsilon=style.EPSILON, rngs=rngs)
-        self.attention = Attention(config.width, config.heads, rngs=rngs)
+        self.attention = Attention(config.width, config.heads, rngs=rngs, execution=execution)
         self.mlp_norm = Norm(config.width, epsilon=style.EPSILON, rngs=rngs)
         self.mlp = MLP(config.width, 4 * config.width, style.activation, rngs=rngs)
         self.drop_path = config.drop_path
@@ -251,7 +262,10 @@ class Vision(nnx.Module):
         self.positions = parameter(normal(0.5), (1 + height * width, config.width), (None, "embed"), rngs)
         self.input_norm = config.blocks.input_norm(config.width, rngs=rngs)
         self.blocks = Stack(
-            lambda rngs: Block(config, rngs=rngs), config.depth, rngs=rngs, execution=execution
+            lambda rngs: Block(config, rngs=rngs, execution=execution),
+            config.depth,
+            rngs=rngs,
+            execution=execution,
         )
         self.output_norm = Norm(config.width, epsilon=config.blocks.EPSILON, rngs=rngs)
         self.config, self.dtype = config, execution.dtype

@@ -35,7 +35,7 @@ RULES: dict[str | None, tuple[str, ...]] = {
     "layers": (),
     None: (),
 }
-"""Of two dimensions that follow the same mesh axis (frames and their tokens), the first that divides has it."""
+"""Of two dimensions that follow one mesh axis (frames and their tokens), the first that divides has it."""
 
 PADDED = frozenset({"batch", "tokens", "vocab"})
 """Dimensions of activations that the compiler pads to what the devices can share."""
@@ -89,7 +89,9 @@ def _stored(mesh: AnyMesh, axes: Axes, shape: tuple[int, ...]) -> PartitionSpec:
     for place, axis in enumerate(axes):
         if axis == "vocab" and "embed" in axes and shape[place] % _count(mesh, rules[place]):
             rules[axes.index("embed")] += rules[place]
-    return _spec(mesh, rules, [size % _count(mesh, rule) == 0 for rule, size in zip(rules, shape, strict=True)])
+    return _spec(
+        mesh, rules, [size % _count(mesh, rule) == 0 for rule, size in zip(rules, shape, strict=True)]
+    )
 
 
 def batch_shares(mesh: AnyMesh) -> int:

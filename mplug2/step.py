@@ -31,7 +31,7 @@ Batches = Mapping[str, Mapping[str, Array]]
 
 NEVER = -1
 KEYS = {"cpu": "rbg"}
-"""Generators of random bits by platform, JAX's default elsewhere. `rbg`, XLA's own, is quick to compile, while
+"""Generators of random bits by platform, JAX's default elsewhere. `rbg`, XLA's own, is quick to compile;
 JAX's is written out in every program that drops something, and on CPUs compiling those copies takes several
 times as long as everything else together. But XLA does not split its own among devices: each would draw, and
 hold, the bits of the whole batch, which for attention over 4097 tokens are gigabytes an example."""
@@ -217,7 +217,7 @@ class Trainer:
         return total, losses
 
     def _gathered(self, params: Parameters) -> Parameters:
-        """What every layer needs whole; stacks gather their own, one layer at a time (modules.layers.fold)."""
+        """Ready for use, but for those of stacks, which gather one layer at a time (modules.layers.fold)."""
 
         def ready(array: Array, axes: sharding.Axes) -> Array:
             return array if axes[:1] == ("layers",) else sharding.gathered(array, axes)

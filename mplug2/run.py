@@ -30,7 +30,7 @@ from mplug2.errors import CheckpointError, RecipeError
 from mplug2.network import flat
 from mplug2.recipe import Recipe
 
-OPERATION = ("evaluations", "mesh", "workers", "log_every", "checkpoint_every", "keep")
+OPERATION = ("evaluations", "mesh", "workers", "log_every", "checkpoint_every", "keep", "best")
 """Fields of a recipe that do not change what is learned: a run may be continued with others."""
 
 DEFAULT_FOLDER = Path("runs")
@@ -115,9 +115,8 @@ def settings(recipe: Recipe) -> dict[str, str]:
     ...}`."""
     fields = _described(recipe)
     # The form of a delta decides something only where there is one.
-    used = {name: form for name, form in recipe.deltas.items() if recipe.mode(name) == "lora"}
-    fields.pop("deltas")
-    fields |= {"deltas": _described(used)} if used else {}
+    del fields["delta"], fields["deltas"]
+    fields |= {"deltas": _described(recipe.forms)} if recipe.forms else {}
     return flat({name: value for name, value in fields.items() if name not in OPERATION})
 
 
@@ -177,6 +176,7 @@ def _session() -> dict[str, Any]:
             "cores": os.cpu_count(),
             "devices": sorted({device.device_kind for device in jax.devices()}),
             "device_count": jax.device_count(),
+            "process_count": jax.process_count(),
         },
     }
 

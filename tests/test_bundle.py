@@ -13,7 +13,7 @@ import pytest
 from fresh import fresh
 from PIL import Image
 
-from mplug2 import archive, bundle, hub, lock, overrides, recipes
+from mplug2 import archive, bundle, hub, lock, overrides, publishing, recipes
 from mplug2.data.handwriting import Handwriting
 from mplug2.errors import CardError
 from mplug2.network import flat
@@ -26,7 +26,7 @@ def made(tmp_path_factory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("bundle")
     recipe = recipes.find("image_caption.tiny")
     params = fresh(recipe.modules, seed=3)
-    hub.publish(folder / "cards", "vision-a", "vision", recipe.modules["vision"], params["vision"])
+    publishing.publish(folder / "cards", "vision-a", "vision", recipe.modules["vision"], params["vision"])
     changes = ["modes.vision=frozen", f"cards.vision={folder / 'cards'}", "execution.dtype=bfloat16"]
     recipe = overrides.apply(recipe, changes)
     trained = {name: tree for name, tree in params.items() if name != "vision"}
@@ -90,9 +90,12 @@ def test_a_changed_byte_of_a_bundle_is_refused(tar, tmp_path):
                 bundle.load(tmp_path / "bad.tar")
 
 
-def test_a_folder_that_is_in_use_is_not_written_over(made, capsys):
-    assert main(["bundle", "image_caption.small", "--out", str(made[0])]) == 2
-    assert "is there already" in capsys.readouterr().err
+def test_a_folder_or_a_tar_that_is_there_is_not_written_over(made, tar, capsys):
+    kept = tar.read_bytes()
+    for what, there in (("image_caption.small", made[0]), ("image_caption.small", tar), (str(tar), made[0])):
+        assert main(["bundle", what, "--out", str(there)]) == 2
+        assert f"{there} is there already" in capsys.readouterr().err
+    assert tar.read_bytes() == kept
 
 
 def test_a_bundled_recipe_predicts_and_scores_as_the_shelf_does_without_a_network(

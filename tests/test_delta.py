@@ -12,14 +12,14 @@ import pytest
 from fresh import compiled, fresh
 from toy import Numbers, batch, losses, run, same, toy, trainer
 
-from mplug2 import adapt, anatomy, hub, lock, recipes
-from mplug2.card import read_card
+from mplug2 import adapt, anatomy, hub, lock, publishing, recipes
+from mplug2.card import Parent, Parents, read_card
 from mplug2.checkpoint import Checkpoints, fingerprint, restore_modules
 from mplug2.data.pixels import Preprocessing
 from mplug2.data.tokens import SentencePiece
 from mplug2.errors import CardError, CheckpointError, DataError, RecipeError
 from mplug2.modules import decoder, universal, vision
-from mplug2.modules.delta import BitFit, Bottleneck, Lora
+from mplug2.modules.forms import BitFit, Bottleneck, Lora
 from mplug2.network import Network, flat
 from mplug2.overrides import apply
 from mplug2.predict import Predictor
@@ -91,6 +91,22 @@ def test_a_product_and_its_lora_by_hand():
         np.testing.assert_allclose(got[name][layer], by_hand, atol=1e-6)
     assert {name for name in got if got[name] is not base[name]} == {name}
     assert set(delta) == {f"{name}.A", f"{name}.B"}
+
+
+def test_dropout_leaves_out_whole_inputs_of_a_delta_and_nothing_without_a_key():
+    form = Lora(rank=3, alpha=3.0, dropout=0.5, targets=("*attention.query.kernel",))
+    network, params = adapted(form)
+    params["universal"] = jax.tree.map(np.zeros_like, params["universal"])  # what is left is the delta
+    name = "layers.layers.attention.query.kernel"
+    whole, one, other = (
+        np.asarray(flat(network.adapted(params, key)["universal"])[name])
+        for key in (None, jax.random.key(1), jax.random.key(2))
+    )
+    kept = np.abs(one).max(-1) > 0
+    np.testing.assert_allclose(one, np.where(kept[..., None], 2 * whole, 0), atol=1e-6)
+    assert 0.2 < kept.mean() < 0.8 and (np.abs(other).max(-1) > 0).tolist() != kept.tolist()
+    with pytest.raises(RecipeError, match="dropout is 1.0, expected from 0 to below 1"):
+        Lora(dropout=1.0)
 
 
 def test_a_bottleneck_is_a_parallel_adapter_with_the_activation_of_its_mlp():
@@ -192,7 +208,7 @@ def test_a_recipe_says_what_is_adapted_and_how():
     assert list(recipe.parts) == ["vision", "head", "vision_delta"]
     assert [name for name in recipe.parts if recipe.trains(name)] == ["vision_delta"]
     assert apply(recipe, ["deltas.vision.rank=5"]).deltas["vision"] == Lora(rank=5)
-    with pytest.raises(RecipeError, match=r"needs the form of its delta \(deltas.vision\)"):
+    with pytest.raises(RecipeError, match=r"needs the form of its delta \(delta, or deltas.vision\)"):
         toy(modes={"vision": "lora"}, cards={"vision": "a card"})
     with pytest.raises(RecipeError, match="mode lora of vision needs a card"):
         toy(modes={"vision": "lora"}, deltas={"vision": Lora()})
@@ -265,10 +281,10 @@ def published(tmp_path_factory) -> Path:
     """Three modules, and a delta of `universal`."""
     folder = tmp_path_factory.mktemp("cards")
     cards = {
-        module: hub.publish(folder / "base", f"{module}-a", module, config, fresh(MODULES)[module])
+        module: publishing.publish(folder / "base", f"{module}-a", module, config, fresh(MODULES)[module])
         for module, config in MODULES.items()
     }
-    hub.publish(
+    publishing.publish(
         folder / "delta",
         "universal_delta-a",
         "universal_delta",
@@ -302,7 +318,7 @@ def test_base_and_delta_cards_compose_and_another_base_is_refused_with_both_side
     assert list(network.configs) == [*sorted(MODULES), "universal_delta"]
     mine, own = adapted()
     np.testing.assert_array_equal(computed(network, params), computed(mine, own))
-    other = hub.publish(tmp_path, "universal-b", "universal", OF, fresh(MODULES, seed=1)["universal"])
+    other = publishing.publish(tmp_path, "universal-b", "universal", OF, fresh(MODULES, seed=1)["universal"])
     delta = hub.find(published / "delta")
     with pytest.raises(
         CardError, match=f"delta of the universal of sha256 {delta.base}, .*{other.file.sha256}"
@@ -348,7 +364,7 @@ def test_a_recipe_begins_a_delta_or_goes_on_from_a_published_one(published, tmp_
     locked = lock.of(goes_on)
     locked.write(tmp_path / "lock.json")
     same(lock.compose(lock.read(tmp_path / "lock.json"))[1], params)
-    hub.publish(tmp_path, "universal-b", "universal", OF, fresh(MODULES, seed=1)["universal"])
+    publishing.publish(tmp_path, "universal-b", "universal", OF, fresh(MODULES, seed=1)["universal"])
     wrong = dataclasses.replace(
         goes_on, cards=dict(goes_on.cards) | {"universal": str(tmp_path / "universal-b.json")}
     )
@@ -383,6 +399,7 @@ def test_what_a_run_learned_is_published_as_a_delta_or_merged(published, tmp_pat
         "mplug2.trained.restore_modules", lambda path, names: (7, {name: own[name] for name in names})
     )
     open_run(tmp_path / "run", recipe)
+    lock.of(recipe).write(tmp_path / "run" / lock.FILE)
     words = [str(tmp_path / "run"), "--dtype", "float32", "--family", "mine"]
     publish([*words, "--module", "universal_delta", "--to", str(tmp_path / "delta")])
     network, params = hub.compose(published / "base", tmp_path / "delta")
@@ -391,4 +408,10 @@ def test_what_a_run_learned_is_published_as_a_delta_or_merged(published, tmp_pat
     publish([*words, "--merged", "--module", "universal", "--to", str(tmp_path / "merged")])
     config, merged = hub.load(hub.find(tmp_path / "merged"))
     assert config == OF
+    base, come = hub.find(published / "base", "universal"), hub.find(tmp_path / "merged").parents
+    assert come == Parents(
+        method="lora",
+        base=Parent(name=base.name, sha256=base.file.sha256),
+        settings={"rank": 4.0, "alpha": 8.0, "dropout": 0.0},
+    )
     same(merged, adapt.merge(network, params)[1]["universal"])

@@ -14,7 +14,7 @@ from mplug2.data.grammar import NUMBERS
 from mplug2.data.handwriting import Composed, Handwriting
 from mplug2.generate import Greedy
 from mplug2.inference import Compiled, Inference, answers
-from mplug2.modules.delta import Lora
+from mplug2.modules.forms import Lora
 from mplug2.network import Network
 from mplug2.recipe import AdamW, Objective, Recipe
 from mplug2.recipes import image_qa

@@ -11,7 +11,7 @@ import pytest
 import referencing
 from fresh import fresh
 
-from mplug2 import hub, lock, overrides, recipes
+from mplug2 import hub, lock, overrides, publishing, recipes
 from mplug2.errors import CardError
 from mplug2.network import flat
 from mplug2.tools.main import main
@@ -25,7 +25,7 @@ def published(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cards")
     modules = recipes.find("image_caption.tiny").modules
     for module in ("vision", "universal"):
-        hub.publish(folder, f"{module}-a", module, modules[module], fresh(modules, seed=5)[module])
+        publishing.publish(folder, f"{module}-a", module, modules[module], fresh(modules, seed=5)[module])
     return folder
 
 
@@ -93,7 +93,7 @@ def test_a_file_that_became_another_is_refused_with_both_sides(locked, published
     old = hub.find(published, "vision")
     kept = (old.weights.read_bytes(), (published / "vision-a.json").read_bytes())
     try:
-        new = hub.publish(
+        new = publishing.publish(
             published, "vision-a", "vision", modules["vision"], fresh(modules, seed=6)["vision"]
         )
         assert main(["lock", str(locked)]) == 2

@@ -8,7 +8,7 @@ import huggingface_hub
 import pytest
 from fresh import fresh
 
-from mplug2 import hub, readme, upload
+from mplug2 import publishing, readme, upload
 from mplug2.card import Score, Trained
 from mplug2.errors import CardError, DownloadError
 from mplug2.modules import vision
@@ -17,7 +17,7 @@ from mplug2.modules import vision
 @pytest.fixture
 def card(tmp_path):
     config = vision.tiny()
-    return hub.publish(
+    return publishing.publish(
         tmp_path,
         "vision-a",
         "vision",

@@ -6,7 +6,7 @@ given. Two gradients are written out, those of `dense` and `attention`, for the 
 """
 
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -123,16 +123,19 @@ attention.defvjp(_attention_forward, _attention_backward)
 
 
 def fused_attention(
-    query: Array, keys: Array, values: Array, mask: Array | None, implementation: Literal["xla", "cudnn"]
+    query: Array, keys: Array, values: Array, mask: Array | None, implementation: str
 ) -> Array:
-    """`attention` without dropout by `jax.nn.dot_product_attention`: no weights are kept for the gradient.
+    """`attention` without dropout by `jax.nn.dot_product_attention`, its "xla" or "cudnn": no weights are
+    kept for the gradient.
 
     A row that may look nowhere is undefined by cuDNN.
     """
     turned = (rearrange(x, "... k n d -> (...) n k d") for x in (query, keys, values))
     if mask is not None:
-        mask = jnp.reshape(mask, (1,) * (4 - mask.ndim) + mask.shape)
-    mixed = jax.nn.dot_product_attention(*turned, mask=mask, implementation=implementation)
+        mask = jnp.broadcast_to(mask, (*query.shape[:-3], 1, query.shape[-2], keys.shape[-2]))
+        mask = rearrange(mask, "... k n m -> (...) k n m")
+    how: Any = implementation
+    mixed = jax.nn.dot_product_attention(*turned, mask=mask, implementation=how)
     return rearrange(mixed, "b n k d -> b k n d").reshape(query.shape)
 
 

@@ -164,6 +164,7 @@ class Attention(nnx.Module):
         kept = keep(key, self.dropout, (*query.shape[:-1], keys.shape[-2]))
         if kept is not None:
             kept = constrain(kept, "batch", "heads", many, few)
+        mixed: Array
         if kept is None and self.implementation != "written":
             mixed = fused_attention(query, keys, values, mask, self.implementation)
         else:

@@ -3,6 +3,7 @@ memory goes. Over 8 virtual CPU devices in one process."""
 
 import dataclasses
 import functools
+import re
 from typing import Any
 
 import jax
@@ -10,8 +11,11 @@ import numpy as np
 import optax
 import pytest
 
+from mplug2 import tasks
+from mplug2.data.pixels import Preprocessing
+from mplug2.modules import heads, text, universal, vision
 from mplug2.network import Network, flat
-from mplug2.recipe import Recipe
+from mplug2.recipe import Objective, Recipe
 from mplug2.recipes import pretrain, world
 from mplug2.sharding import Mesh
 from mplug2.step import Trainer
@@ -88,3 +92,126 @@ def test_fifty_steps_of_all_tasks_on_a_mesh_are_those_of_one_device(mesh):
     np.testing.assert_allclose(found[0], losses[0], rtol=1e-5)
     np.testing.assert_allclose(found, losses, rtol=1e-3)
     assert_equal_gradients(found_gradients, gradients)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# One gradient of one layer each: quick enough for every run, and its program can be read
+
+PAIRS = 20
+"""Of pictures and texts: a number that no other dimension has."""
+
+SMALL_MESHES = {name: MESHES[name] for name in ("fsdp and tensor", "data, sequence and tensor")}
+
+
+def contrast(mesh: Mesh) -> Recipe:
+    return Recipe(
+        name="contrast",
+        modules={
+            "vision": vision.Config(image=(32, 32), stem=vision.Patches(patch=8), width=32, depth=1, heads=4),
+            "text": dataclasses.replace(text.tiny(), vocabulary=world.VOCABULARY, heads=4),
+            "universal": dataclasses.replace(universal.tiny(), depth=1, heads=4),
+            "contrastive": heads.ContrastiveConfig(width=32, space=16),
+        },
+        objectives={"contrast": Objective(task=tasks.contrast, data=None, batch=PAIRS)},
+        mesh=mesh,
+    )
+
+
+@functools.cache
+def gradient(mesh: Mesh) -> tuple[str, float, dict[str, np.ndarray]]:
+    """(program, loss, gradients) of one batch."""
+    recipe = contrast(mesh)
+    network = Network(recipe.parts)
+    trainer = Trainer(recipe, network)
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: 0.2 * random.standard_normal(leaf.shape, np.float32), network.shapes)
+    batch = {
+        "clips": random.integers(0, 256, (PAIRS, 1, 32, 32, 3), np.uint8),
+        "text": random.integers(1, world.VOCABULARY, (PAIRS, 18), np.int32),
+    }
+    placed = jax.device_put(params, trainer.shardings and trainer.shardings["params"])
+    batches = {"contrast": {name: trainer.place_batch(array) for name, array in batch.items()}}
+    step = jax.jit(functools.partial(trainer.gradients, key=None), compiler_options=QUICK_TO_COMPILE)
+    compiled: Any = step.lower(placed, {}, batches).compile()
+    (loss, _), gradients = compiled(placed, {}, batches)
+    return compiled.as_text(), float(loss), jax.device_get(flat(gradients))
+
+
+def collectives(program: str) -> dict[str, set[str]]:
+    """{kind: shapes of what a device gets by it}."""
+    kinds = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+    found: dict[str, set[str]] = {}
+    for shapes, kind in re.findall(rf"= (.*?) ({kinds})\(", program):
+        found.setdefault(kind, set()).update(re.findall(r"\w+\[[\d,]*\]", shapes))
+    return found
+
+
+@pytest.mark.devices(8)
+@pytest.mark.parametrize("mesh", SMALL_MESHES.values(), ids=SMALL_MESHES.keys())
+def test_a_gradient_on_a_mesh_is_that_of_one_device(mesh):
+    _, loss, gradients = gradient(Mesh())
+    _, found, found_gradients = gradient(mesh)
+    np.testing.assert_allclose(found, loss, rtol=1e-5)
+    assert_equal_gradients(found_gradients, gradients)
+
+
+@pytest.mark.devices(8)
+def test_under_tensor_parameters_are_gathered_over_fsdp_alone():
+    gathered = collectives(gradient(MESHES["fsdp and tensor"])[0])["all-gather"]
+    hidden, width, slices = 64, 32, 4
+    assert f"f32[1,{width},{width // slices}]" in gathered  # query, key and value
+    assert f"f32[1,{width // slices},{width}]" in gathered  # out
+    assert f"f32[1,{width},{hidden // slices}]" in gathered  # the universal MLP
+    assert f"f32[{world.VOCABULARY // slices},{width}]" in gathered  # the word table
+    for whole in ((1, width, hidden), (1, hidden, width), (world.VOCABULARY, width)):
+        assert f"f32[{','.join(map(str, whole))}]" not in gathered
+
+
+@pytest.mark.devices(8)
+def test_without_fsdp_no_parameter_is_gathered_at_all():
+    program, _, _ = gradient(MESHES["data, sequence and tensor"])
+    leaves = jax.tree.leaves(Network(contrast(Mesh()).parts).shapes)
+    kernels = {f"f32[{','.join(map(str, leaf.shape))}]" for leaf in leaves if leaf.ndim == 3}
+    gathered = collectives(program)["all-gather"]
+    assert len(kernels) > 4 and not gathered & kernels
+
+
+@pytest.mark.devices(8)
+@pytest.mark.parametrize("mesh", SMALL_MESHES.values(), ids=SMALL_MESHES.keys())
+def test_negatives_are_of_the_whole_batch_and_similarities_stay_by_rows(mesh):
+    program, _, _ = gradient(mesh)
+    share = PAIRS // (mesh.data * mesh.fsdp)
+    assert f"f32[{share},{PAIRS}]" in program and f"f32[{PAIRS},{PAIRS}]" not in program
+    assert f"f32[{PAIRS},16]" in collectives(program)["all-gather"]  # the texts' vectors
+
+
+def temporary_bytes(mesh: Mesh) -> int:
+    """What a device takes beside the state for a step on a video of 16 frames, 4097 tokens: compiled, not run."""
+    recipe = Recipe(
+        name="long",
+        modules={
+            "vision": vision.Config(
+                image=(224, 224), stem=vision.Patches(patch=14), width=32, depth=1, heads=2
+            ),
+            "universal": dataclasses.replace(universal.tiny(), depth=1),
+            "vision_classifier": heads.ClassifierConfig(width=32, classes=4),
+        },
+        objectives={"classify": Objective(task=tasks.classify_vision, data=None, batch=1)},
+        preprocessing=Preprocessing(height=224, width=224, frames=16),
+        dropout=False,
+        compiler=QUICK_TO_COMPILE,
+        mesh=mesh,
+    )
+    batch = {
+        "clips": jax.ShapeDtypeStruct((1, 16, 224, 224, 3), np.uint8),
+        "label": jax.ShapeDtypeStruct((1,), np.int32),
+    }
+    trainer = Trainer(recipe, Network(recipe.parts))
+    plan: Any = trainer.lower({"classify": batch}).compile().memory_analysis()
+    return plan.temp_size_in_bytes
+
+
+@pytest.mark.slow
+@pytest.mark.devices(8)
+def test_a_videos_4097_tokens_are_spread_over_sequence():
+    assert temporary_bytes(Mesh(sequence=8)) < temporary_bytes(Mesh()) / 6

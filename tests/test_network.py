@@ -116,6 +116,8 @@ def scanned() -> tuple[jax.Array, Any]:
         Execution(scan=False),
         Execution(remat="full"),
         Execution(remat="dots"),
+        Execution(remat="offload"),
+        Execution(attention="xla"),
         Execution(scan=False, remat="full"),
     ],
     ids=str,

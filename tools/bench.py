@@ -242,7 +242,7 @@ def show(recipe: "Recipe", report: "StepReport") -> None:
     )
     rows["MFU"] = (
         f"{report.mfu:.1%} of {report.devices} x {report.known_peak / 1e12:.0f} TFLOP/s in bfloat16"
-        if report.mfu is not None
+        if report.mfu is not None and report.known_peak is not None
         else f"the peak of {report.device_kind} is not known"
     )
     rows["loss"] = f"{report.losses[0]:.3f}, then {report.losses[1]:.3f} after {len(times.wall)} steps more"

@@ -78,7 +78,13 @@ class Decoder(nnx.Module):
         )
         self.layers = Stack(
             lambda rngs: PostNormLayer(
-                config.width, config.heads, config.hidden, dropout=config.dropout, cross=True, rngs=rngs
+                config.width,
+                config.heads,
+                config.hidden,
+                dropout=config.dropout,
+                cross=True,
+                rngs=rngs,
+                execution=execution,
             ),
             config.depth,
             rngs=rngs,

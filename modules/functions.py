@@ -6,10 +6,11 @@ given. Two gradients are written out, those of `dense` and `attention`, for the 
 """
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
@@ -22,6 +23,9 @@ PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
 )
 """What the backward pass does not compute again, by Execution's remat "dots": products, and what drops out,
 which is a bit to save but slow to draw."""
+
+OFFLOADED = jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host")
+"""Remat "offload": products with weights wait in the host's memory, the rest is computed again."""
 
 
 @jax.custom_vjp
@@ -71,9 +75,9 @@ dense.defvjp(_dense_forward, _dense_backward)
 def attention(
     query: Array, keys: Array, values: Array, mask: Array | None, kept: Array | None, rate: float
 ) -> Array:
-    """Scaled dot-product attention by heads: `B K N D`, `B K M D`, `B K M D` -> `B K N D`; softmax in
-    float32. `mask`, True = may look, broadcasts to `B K N M`; weights that are not `kept`, `B K N M`, drop
-    out, at `rate`.
+    """Scaled dot-product attention by heads: `B K N D`, `B K M D`, `B K M D` -> `B K N D` (or with further
+    axes before K); softmax in float32. `mask`, True = may look, broadcasts to `B K N M`; weights that are
+    not `kept`, `B K N M`, drop out, at `rate`.
 
     The gradients are written out: every product takes its factors as they lie (XLA's own rules turn them,
     and the weights, several times), and the softmax needs a sum over D instead of one over M.
@@ -84,13 +88,13 @@ def attention(
 def _attention_forward(
     query: Array, keys: Array, values: Array, mask: Array | None, kept: Array | None, rate: float
 ) -> tuple[Array, Any]:
-    scores = _by_head(query, keys, 3, 3)
+    scores = _by_head(query, keys, -1, -1)
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     weights = jnp.exp((scores - scores.max(-1, keepdims=True)) * query.shape[-1] ** -0.5)
     share = 1 / weights.sum(-1, keepdims=True)  # of what is mixed, not of the weights: fewer to multiply
     dropped = _dropped(weights, kept, rate).astype(values.dtype)
-    mixed = (_by_head(dropped, values, 3, 2) * share).astype(query.dtype)
+    mixed = (_by_head(dropped, values, -1, -2) * share).astype(query.dtype)
     return mixed, (query, keys, values, mask, kept, weights, share, mixed)
 
 
@@ -98,14 +102,14 @@ def _attention_backward(rate: float, saved: Any, gradient: Array) -> tuple[Array
     query, keys, values, mask, kept, weights, share, mixed = saved
     scaled = gradient * share
     dropped = _dropped(weights, kept, rate).astype(values.dtype)
-    to_values = _by_head(dropped, scaled.astype(values.dtype), 2, 2)
-    to_weights = _dropped(_by_head(scaled.astype(values.dtype), values, 3, 3), kept, rate)
+    to_values = _by_head(dropped, scaled.astype(values.dtype), -2, -2)
+    to_weights = _dropped(_by_head(scaled.astype(values.dtype), values, -1, -1), kept, rate)
     to_scores = weights * (to_weights - (scaled * mixed).sum(-1, keepdims=True)) * query.shape[-1] ** -0.5
     if mask is not None:  # of a row that may look nowhere, whose weights are not 0
         to_scores = jnp.where(mask, to_scores, 0)
     to_scores = to_scores.astype(query.dtype)
-    to_query = _by_head(to_scores, keys, 3, 2)
-    to_keys = _by_head(to_scores, query, 2, 2)
+    to_query = _by_head(to_scores, keys, -1, -2)
+    to_keys = _by_head(to_scores, query, -2, -2)
     return (
         to_query.astype(query.dtype),
         to_keys.astype(keys.dtype),
@@ -118,9 +122,24 @@ def _attention_backward(rate: float, saved: Any, gradient: Array) -> tuple[Array
 attention.defvjp(_attention_forward, _attention_backward)
 
 
+def fused_attention(
+    query: Array, keys: Array, values: Array, mask: Array | None, implementation: Literal["xla", "cudnn"]
+) -> Array:
+    """`attention` without dropout by `jax.nn.dot_product_attention`: no weights are kept for the gradient.
+
+    A row that may look nowhere is undefined by cuDNN.
+    """
+    turned = (rearrange(x, "... k n d -> (...) n k d") for x in (query, keys, values))
+    if mask is not None:
+        mask = jnp.reshape(mask, (1,) * (4 - mask.ndim) + mask.shape)
+    mixed = jax.nn.dot_product_attention(*turned, mask=mask, implementation=implementation)
+    return rearrange(mixed, "b n k d -> b k n d").reshape(query.shape)
+
+
 def _by_head(left: Array, right: Array, left_axis: int, right_axis: int) -> Array:
     """The product of every head of every example, summed over an axis of each, in float32."""
-    contracted = (((left_axis,), (right_axis,)), ((0, 1), (0, 1)))
+    each = tuple(range(left.ndim - 2))
+    contracted = (((left.ndim + left_axis,), (right.ndim + right_axis,)), (each, each))
     return lax.dot_general(left, right, contracted, preferred_element_type=jnp.float32)
 
 

@@ -56,7 +56,13 @@ class Fusion(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs, execution: Execution):
         self.layers = Stack(
             lambda rngs: PostNormLayer(
-                config.width, config.heads, config.hidden, dropout=config.dropout, cross=True, rngs=rngs
+                config.width,
+                config.heads,
+                config.hidden,
+                dropout=config.dropout,
+                cross=True,
+                rngs=rngs,
+                execution=execution,
             ),
             config.depth,
             rngs=rngs,

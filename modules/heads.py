@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mplug2.modules.functions import dropout
-from mplug2.modules.layers import Linear, WordPredictor, parameter
+from mplug2.modules.layers import Linear, WordPredictor, parameter, spread, whole
 from mplug2.roles import Array, Execution
 
 
@@ -64,6 +64,13 @@ class Contrastive(nnx.Module):
     def text(self, tokens: Array) -> Array:
         """Text tokens `B S D` -> unit vectors `B space`, float32."""
         return _unit(self.text_projection(tokens[:, 0]))
+
+    def similarity(self, vision: Array, text: Array) -> Array:
+        """Vision tokens `B N D`, text tokens `B S D` -> `B B`, row = vision, column = text, divided by the
+        temperature. On a mesh every device has the rows of its own examples: vectors of texts are gathered,
+        similarities never."""
+        texts = whole(self.text(text))
+        return spread(spread(self.vision(vision)) @ texts.T / self.temperature())
 
     def temperature(self) -> Array:
         """The scalar that similarities are divided by, kept within mPLUG's bounds."""

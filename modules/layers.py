@@ -18,8 +18,18 @@ from flax import nnx
 from jax import lax
 
 from mplug2.errors import RecipeError
-from mplug2.modules.functions import PRODUCTS, attention, dense, dropout, gelu, keep
+from mplug2.modules.functions import (
+    OFFLOADED,
+    PRODUCTS,
+    attention,
+    dense,
+    dropout,
+    fused_attention,
+    gelu,
+    keep,
+)
 from mplug2.roles import PAD, Array, Execution, split_key
+from mplug2.sharding import constrain, gathered, here
 
 Initializer = Callable[[Array, tuple[int, ...]], Array]
 
@@ -43,6 +53,28 @@ def parameter(
     # Cast: a weakly typed array (`jnp.full` of a Python number) would turn strong in the first step and
     # compile it again.
     return nnx.Param(init(rngs.params(), shape).astype(jnp.float32), axes=axes)
+
+
+def spread(x: Array, last: str | None = None) -> Array:
+    """Activations `B D`, `B N D` or `B T N D` on the devices of a mesh; `last` names the last axis."""
+    leading = {2: ("batch",), 3: ("batch", "tokens"), 4: ("batch", "frames", "tokens")}
+    return constrain(x, *leading[x.ndim], last)
+
+
+def whole(x: Array) -> Array:
+    """All of it on every device of a mesh."""
+    return constrain(x, *(None,) * x.ndim)
+
+
+def spread_pictures(x: Array, channels: str | None = None) -> Array:
+    """The same of pictures, `B H W C` or `B T H W C`, that no device has a part of: XLA's convolutions cut by
+    height and by channels at once are wrong (jax 0.10.2: sums over both axes of the mesh)."""
+    return constrain(x, *("batch", "frames")[: x.ndim - 3], None, None, channels)
+
+
+def spread_heads(x: Array, tokens: str | None) -> Array:
+    """The same of heads, `B K N D` or `B T K N D`; `tokens` names N, None where it is to be whole."""
+    return constrain(x, *("batch", "frames")[: x.ndim - 3], "heads", tokens, None)
 
 
 # -----------------------------------------------------------------------------------------------------------
@@ -86,7 +118,12 @@ class Norm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head attention of `B N D` over itself or over a context `B M E`."""
+    """Multi-head attention of `B N D` over itself or over a context `B M E`; of `B T N D` within each of T
+    frames.
+
+    On a mesh the longer side is spread over `sequence`: queries over their devices, which then need all keys,
+    or the keys, whose shares of the softmax are then summed.
+    """
 
     def __init__(
         self,
@@ -96,6 +133,7 @@ class Attention(nnx.Module):
         rngs: nnx.Rngs,
         context_width: int | None = None,
         dropout: float = 0.0,
+        execution: Execution = Execution(),
     ):
         if width % heads:
             raise RecipeError(f"a width of {width} does not divide into {heads} heads")
@@ -105,13 +143,15 @@ class Attention(nnx.Module):
         self.value = Linear(context_width, width, axes=("embed", "heads"), rngs=rngs)
         self.out = Linear(width, width, axes=("heads", "embed"), rngs=rngs)
         self.heads, self.dropout = heads, dropout
+        self.implementation = execution.attention
 
     def _split(self, x: Array) -> Array:
-        return rearrange(x, "b n (k d) -> b k n d", k=self.heads)
+        return rearrange(x, "... n (k d) -> ... k n d", k=self.heads)
 
     def memory(self, context: Array) -> tuple[Array, Array]:
         """What is attended to: keys and values `B K M D` of a context `B M E`."""
-        return self._split(self.key(context)), self._split(self.value(context))
+        keys, values = self._split(self.key(context)), self._split(self.value(context))
+        return spread_heads(keys, "tokens"), spread_heads(values, "tokens")
 
     def attend(
         self, x: Array, memory: tuple[Array, Array], mask: Array | None = None, *, key: Array | None = None
@@ -119,9 +159,16 @@ class Attention(nnx.Module):
         """x `B N D` attends to ready keys and values `B K M D`; mask, True = may look, broadcasts to `B K N
         M`."""
         query, (keys, values) = self._split(self.query(x)), memory
-        kept = keep(key, self.dropout, (*query.shape[:3], keys.shape[2]))
-        mixed: Array = attention(query, keys, values, mask, kept, self.dropout)
-        return self.out(rearrange(mixed, "b k n d -> b n (k d)"))
+        many, few = ("tokens", None) if query.shape[-2] >= keys.shape[-2] else (None, "tokens")
+        query, keys, values = spread_heads(query, many), spread_heads(keys, few), spread_heads(values, few)
+        kept = keep(key, self.dropout, (*query.shape[:-1], keys.shape[-2]))
+        if kept is not None:
+            kept = constrain(kept, "batch", "heads", many, few)
+        if kept is None and self.implementation != "written":
+            mixed = fused_attention(query, keys, values, mask, self.implementation)
+        else:
+            mixed = attention(query, keys, values, mask, kept, self.dropout)
+        return spread(self.out(spread(rearrange(mixed, "... k n d -> ... n (k d)"), "heads")))
 
     def __call__(
         self, x: Array, context: Array | None = None, mask: Array | None = None, *, key: Array | None = None
@@ -138,7 +185,7 @@ class MLP(nnx.Module):
         self.activation = activation
 
     def __call__(self, x: Array) -> Array:
-        return self.down(self.activation(self.up(x)))
+        return spread(self.down(self.activation(spread(self.up(x), "mlp"))))
 
 
 class PostNormLayer(nnx.Module):
@@ -147,11 +194,21 @@ class PostNormLayer(nnx.Module):
 
     EPSILON = 1e-12
 
-    def __init__(self, width: int, heads: int, hidden: int, *, dropout: float, cross: bool, rngs: nnx.Rngs):
-        self.attention = Attention(width, heads, dropout=dropout, rngs=rngs)
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        *,
+        dropout: float,
+        cross: bool,
+        rngs: nnx.Rngs,
+        execution: Execution = Execution(),
+    ):
+        self.attention = Attention(width, heads, dropout=dropout, rngs=rngs, execution=execution)
         self.attention_norm = Norm(width, epsilon=self.EPSILON, rngs=rngs)
         if cross:
-            self.cross = Attention(width, heads, dropout=dropout, rngs=rngs)
+            self.cross = Attention(width, heads, dropout=dropout, rngs=rngs, execution=execution)
             self.cross_norm = Norm(width, epsilon=self.EPSILON, rngs=rngs)
         self.mlp = MLP(width, hidden, gelu, rngs=rngs)
         self.mlp_norm = Norm(width, epsilon=self.EPSILON, rngs=rngs)
@@ -193,6 +250,7 @@ class PostNormLayer(nnx.Module):
             past,
             self.attention.memory(rows),
         )
+        past = jax.tree.map(lambda whole: spread_heads(whole, None), past)
         seen = jnp.arange(past[0].shape[2]) <= position
         rows = self.attention_norm(rows + self.attention.attend(rows, past, seen))
         x = rearrange(rows, "(b r) 1 d -> b r d", r=x.shape[1])
@@ -200,7 +258,7 @@ class PostNormLayer(nnx.Module):
         return self.mlp_norm(x + self.mlp(x)), past
 
     def _after(self, norm: Norm, x: Array, branch: Array, key: Array | None) -> Array:
-        return norm(x + dropout(branch, self.dropout, key))
+        return spread(norm(x + dropout(branch, self.dropout, key)))
 
 
 class WordEmbedding(nnx.Module):
@@ -228,7 +286,7 @@ class WordEmbedding(nnx.Module):
         # Padding is not learned: its row moves only as an output class, where the table is tied to one.
         words = jnp.where((ids == PAD)[..., None], lax.stop_gradient(words), words)
         places = lax.dynamic_slice_in_dim(self.positions[...], position, ids.shape[-1])
-        embedded = self.norm(words + places + self.types[0])
+        embedded = self.norm(spread(words) + places + self.types[0])
         return dropout(embedded, self.dropout, key).astype(self.dtype)
 
 
@@ -246,8 +304,8 @@ class WordPredictor(nnx.Module):
 
     def project(self, tokens: Array, kernel: Array) -> Array:
         """The same with the table already turned to `D V`: a decoding loop turns it once."""
-        hidden = self.norm(gelu(self.transform(tokens)))
-        return dense(hidden, kernel) + self.bias[...].astype(tokens.dtype)
+        hidden = self.norm(gelu(spread(self.transform(tokens), "mlp")))
+        return spread(dense(spread(hidden), kernel) + self.bias[...].astype(tokens.dtype), "vocab")
 
 
 # -----------------------------------------------------------------------------------------------------------
@@ -271,7 +329,19 @@ class Stack(nnx.Module):
     def __getitem__(self, index: int) -> Any:
         """The layer at `index`, sharing nothing with the stack but its values."""
         graph, state = nnx.split(self.layers)
-        return nnx.merge(graph, jax.tree.map(lambda values: values[index], state))
+        return nnx.merge(graph, _ready(jax.tree.map(lambda values: values[index], state)))
+
+
+def _ready(state: Any) -> Any:
+    """The parameters of one layer of a stack, gathered from where a mesh stores them: so only one layer's are
+    whole at a time."""
+    if here() is None:
+        return state
+
+    def ready(variable: nnx.Variable) -> nnx.Variable:
+        return variable.replace(gathered(variable[...], variable.get_metadata()["axes"][1:]))
+
+    return jax.tree.map(ready, state, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
 def fold(apply: Callable[..., Any], carry: Any, *stacks: Stack | None, key: Array | None = None) -> Any:
@@ -289,11 +359,13 @@ def fold(apply: Callable[..., Any], carry: Any, *stacks: Stack | None, key: Arra
 
     def body(carry: Any, inputs: Any) -> tuple[Any, None]:
         states, layer_key = inputs
-        layers = [graph and nnx.merge(graph, state) for graph, state in zip(graphs, states, strict=True)]
+        layers = [
+            graph and nnx.merge(graph, _ready(state)) for graph, state in zip(graphs, states, strict=True)
+        ]
         return apply(carry, *layers, key=layer_key), None
 
     if first.execution.remat != "none":
-        policy = PRODUCTS if first.execution.remat == "dots" else None
+        policy = {"dots": PRODUCTS, "offload": OFFLOADED, "full": None}[first.execution.remat]
         body = jax.checkpoint(body, policy=policy, prevent_cse=not first.execution.scan)
     if first.execution.scan:
         return lax.scan(body, carry, (states, keys))[0]

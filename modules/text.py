@@ -54,7 +54,13 @@ class Text(nnx.Module):
         )
         self.layers = Stack(
             lambda rngs: PostNormLayer(
-                config.width, config.heads, config.hidden, dropout=config.dropout, cross=False, rngs=rngs
+                config.width,
+                config.heads,
+                config.hidden,
+                dropout=config.dropout,
+                cross=False,
+                rngs=rngs,
+                execution=execution,
             ),
             config.depth,
             rngs=rngs,

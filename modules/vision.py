@@ -18,7 +18,18 @@ from jax import lax
 
 from mplug2.errors import RecipeError
 from mplug2.modules.functions import dense, drop_path, gelu, quick_gelu
-from mplug2.modules.layers import MLP, Attention, Norm, Stack, fold, normal, parameter, zeros
+from mplug2.modules.layers import (
+    MLP,
+    Attention,
+    Norm,
+    Stack,
+    fold,
+    normal,
+    parameter,
+    spread,
+    spread_pictures,
+    zeros,
+)
 from mplug2.roles import Array, Execution, Temporal, split_key
 
 
@@ -211,7 +222,7 @@ class Convolution(nnx.Module):
             "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return convolved + self.bias[...].astype(frames.dtype)
+        return spread_pictures(convolved + self.bias[...].astype(frames.dtype), "mlp")
 
 
 class Unchanged(nnx.Module):
@@ -224,10 +235,10 @@ class Unchanged(nnx.Module):
 class Block(nnx.Module):
     """Pre-norm block on `B T 1+N D`: [temporal] -> spatial attention within a frame -> [temporal] -> MLP."""
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: Config, *, rngs: nnx.Rngs, execution: Execution):
         style = config.blocks
         self.attention_norm = Norm(config.width, epsilon=style.EPSILON, rngs=rngs)
-        self.attention = Attention(config.width, config.heads, rngs=rngs)
+        self.attention = Attention(config.width, config.heads, rngs=rngs, execution=execution)
         self.mlp_norm = Norm(config.width, epsilon=style.EPSILON, rngs=rngs)
         self.mlp = MLP(config.width, 4 * config.width, style.activation, rngs=rngs)
         self.drop_path = config.drop_path
@@ -236,12 +247,10 @@ class Block(nnx.Module):
         attention_key, mlp_key = split_key(key, 2)
         if branches is not None:
             x = x.at[:, :, 1:].add(branches.before_attention(x[:, :, 1:]))
-        frames = rearrange(self.attention_norm(x), "b t n d -> (b t) n d")
-        attended = rearrange(self.attention(frames), "(b t) n d -> b t n d", b=x.shape[0])
-        x = x + drop_path(attended, self.drop_path, attention_key)
+        x = x + drop_path(self.attention(self.attention_norm(x)), self.drop_path, attention_key)
         if branches is not None:
             x = x.at[:, :, 1:].add(branches.before_mlp(x[:, :, 1:]))
-        return x + drop_path(self.mlp(self.mlp_norm(x)), self.drop_path, mlp_key)
+        return spread(x + drop_path(self.mlp(self.mlp_norm(x)), self.drop_path, mlp_key))
 
 
 class Vision(nnx.Module):
@@ -253,7 +262,10 @@ class Vision(nnx.Module):
         self.positions = parameter(normal(0.5), (1 + height * width, config.width), (None, "embed"), rngs)
         self.input_norm = config.blocks.input_norm(config.width, rngs=rngs)
         self.blocks = Stack(
-            lambda rngs: Block(config, rngs=rngs), config.depth, rngs=rngs, execution=execution
+            lambda rngs: Block(config, rngs=rngs, execution=execution),
+            config.depth,
+            rngs=rngs,
+            execution=execution,
         )
         self.output_norm = Norm(config.width, epsilon=config.blocks.EPSILON, rngs=rngs)
         self.config, self.dtype = config, execution.dtype
@@ -265,22 +277,21 @@ class Vision(nnx.Module):
             raise RecipeError(
                 f"vision: expected clips B T H W C whose H and W divide by {patch}, got shape {clips.shape}"
             )
-        patches = self.stem(clips.astype(self.dtype))
+        patches = spread_pictures(self.stem(spread_pictures(clips.astype(self.dtype))))
         frames, grid = patches.shape[1], patches.shape[2:4]
         patches = rearrange(patches, "b t h w d -> b t (h w) d")
         first = repeat(self.class_token[...].astype(self.dtype), "d -> b t 1 d", b=patches.shape[0], t=frames)
         x = jnp.concatenate([first, patches], axis=2) + self._positions_for(grid).astype(self.dtype)
         x = fold(
             lambda x, block, branches, key: block(x, branches, key=key),
-            self.input_norm(x),
+            spread(self.input_norm(x)),
             self.blocks,
             temporal.branches if temporal is not None else None,
             key=key,
         )
         whole = x[:, :, :1].mean(axis=1)
-        return self.output_norm(
-            jnp.concatenate([whole, rearrange(x[:, :, 1:], "b t n d -> b (t n) d")], axis=1)
-        )
+        tokens = jnp.concatenate([whole, rearrange(x[:, :, 1:], "b t n d -> b (t n) d")], axis=1)
+        return self.output_norm(spread(tokens))
 
     def _positions_for(self, grid: tuple[int, ...]) -> Array:
         """The position table `1+h*w D`, interpolated bilinearly when the picture has another grid."""

@@ -20,11 +20,27 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from mplug2 import sharding
 from mplug2.anatomy import flops_of
 from mplug2.network import Network
+from mplug2.plan_topology import CHIPS
 from mplug2.recipe import Recipe
 from mplug2.roles import Array
+from mplug2.sharding import Mesh
 from mplug2.step import State, Trainer
+
+KNOWN_PEAKS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": CHIPS["v5e"].flops,
+    "TPU v5": CHIPS["v5p"].flops,
+    "TPU v6 lite": CHIPS["v6e"].flops,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": CHIPS["h100"].flops,
+    "NVIDIA H200": CHIPS["h100"].flops,  # the same chip with other memory
+}
+"""What makers say of a device's products: FLOP/s in bfloat16 without sparsity, by JAX's `device_kind`.
+Sources: mplug2.plan_topology; cloud.google.com/tpu/docs/v4; NVIDIA's A100 and H200 data sheets."""
 
 MATMUL_SIDES = (1024, 2048, 4096)
 """Square products that the peak is sought among; which side is fastest depends on caches and threads."""
@@ -92,10 +108,25 @@ class StepReport:
     peaks: Mapping[str, Peak]
     threads: int
     device_kind: str
+    devices: int
+
+    @property
+    def known_peak(self) -> float | None:
+        """What the device's maker says (KNOWN_PEAKS), if that is known."""
+        return KNOWN_PEAKS.get(self.device_kind.split(": ")[1])
+
+    @property
+    def mfu(self) -> float | None:
+        """Model FLOPs utilisation (arXiv:2204.02311, appendix B) of the median step, over all devices."""
+        if self.known_peak is None:
+            return None
+        return self.flops / self.times.median / self.devices / self.known_peak
 
     def share(self, dtype: str) -> float:
-        """The part of the matmul peak in `dtype` that the fastest step reaches."""
-        return self.flops / self.times.best / self.peaks[dtype].rate
+        """The part of the matmul peak in `dtype`, of all devices, that the fastest step reaches. (Virtual
+        devices of a CPU share the one peak.)"""
+        separate = 1 if self.device_kind.startswith("cpu") else self.devices
+        return self.flops / self.times.best / self.peaks[dtype].rate / separate
 
     def share_cpu(self, dtype: str) -> float:
         """The same by CPU time: what remains when other processes' turns are taken out."""
@@ -110,17 +141,19 @@ def measure_step(
     and cards say."""
     network = Network(recipe.parts, recipe.execution)
     trainer = Trainer(recipe, network)
-    frozen_shapes = {name: network.shapes[name] for name in network.configs if name not in trainer.names}
     shapes = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), dict(batches))
     flops = step_flops(recipe, shapes)
 
     # Compiled before the state exists: the compiler's own memory is then no part of the peak.
     clock = Clock()
-    compiled = trainer.step.lower(trainer.abstract, frozen_shapes, shapes).compile()
+    compiled = trainer.lower(shapes).compile()
     compile_wall, compile_cpu = clock.lap()
     _give_back_freed_memory()
 
-    params = jax.jit(network.init, static_argnums=0)(recipe.seed)
+    places = None
+    if trainer.shardings is not None:
+        places = sharding.shardings(trainer.mesh, network.axes, network.shapes)
+    params = jax.jit(network.init, static_argnums=0, out_shardings=places)(recipe.seed)
     frozen = trainer.place_frozen(params)
     state = _begin(trainer, params)
     del params
@@ -160,14 +193,20 @@ def measure_step(
         peaks={dtype: matmul_peak(dtype, MATMUL_SIDES, SECONDS_A_SIDE) for dtype in ("float32", "bfloat16")},
         threads=threads(),
         device_kind=f"{device.platform}: {device.device_kind}",
+        devices=trainer.mesh.size,
     )
 
 
 def step_flops(recipe: Recipe, batches: Any) -> float:
-    """FLOPs of the products of a step, forward and backward, read off the jaxpr of its gradient."""
+    """FLOPs of the products of a step, forward and backward; what `remat` computes again is not counted."""
     once = replace(recipe, execution=replace(recipe.execution, remat="none", scan=True))
-    network = Network(once.parts, once.execution)
-    trainer = Trainer(once, network)
+    return executed_flops(once, batches)
+
+
+def executed_flops(recipe: Recipe, batches: Any) -> float:
+    """FLOPs of the products of a step as the jaxpr of its gradient has them, over all devices together."""
+    network = Network(recipe.parts, recipe.execution)
+    trainer = Trainer(replace(recipe, mesh=Mesh()), network)
     params = {name: network.shapes[name] for name in trainer.names}
     frozen = {name: network.shapes[name] for name in network.configs if name not in trainer.names}
     closed = jax.make_jaxpr(partial(trainer.gradients, key=None))(params, frozen, batches)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mplug2.data.stream import Mixture, collate
+from mplug2.data.stream import Feed, Mixture, collate
 from mplug2.data.tokens import SPECIAL
 from mplug2.errors import Mplug2Error, RecipeError, nearest
 from mplug2.network import Network, select
@@ -96,7 +96,7 @@ class _Wordless:
         return SPECIAL | {"size": self.size}
 
 
-def abstract_batch(objective: Objective) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(objective: Objective | Feed) -> dict[str, jax.ShapeDtypeStruct]:
     """What a step sees of an objective: the fields and shapes of an example, `batch` times; clips normalised.
     The example is the data's stand-in (`Videos.example`), else its first one."""
     data = next(iter(objective.data.parts)) if isinstance(objective.data, Mixture) else objective.data

@@ -1,7 +1,8 @@
 """Inference: functions of a batch and the modules that they name -> outputs; compiled, and run over a split.
 
 The functions are the tasks of mplug2.tasks without their losses. Over a split batches are of a fixed size;
-the last one is filled up, and what was filled up is cut off again.
+the last one is filled up, and what was filled up is cut off again. Several processes take the batches in
+turn: the same batches, and so the same numbers, as one process.
 """
 
 import copy
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mplug2 import processes
 from mplug2.data.pixels import Preprocessing
 from mplug2.data.stream import Mixture, collate
 from mplug2.data.tokens import Tokenizer
@@ -252,24 +254,29 @@ class Inference:
         places = [(source, index) for source in sources for index in range(len(source))][: self.limit]
         if not places:
             raise DataError(f"the {self.split} split of {data} holds no example")
-        examples, found = [], []
-        for start in range(0, len(places), batch):
+
+        def part(start: int) -> tuple[list[Example], Any]:
             rows = [source[index] for source, index in places[start : start + batch]]
             full = collate(rows + rows[:1] * (batch - len(rows)), lengths, self.tokenizer, seed=0)
             computed = compute(prepare({name: full[name] for name in full if name != "label"}))
-            found.append(jax.tree.map(operator.itemgetter(slice(len(rows))), computed))
-            examples += map(_without_pixels, rows)
-            self.advance(len(examples), len(places))
-        return examples, jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+            self.advance(start + len(rows), len(places))
+            cut = jax.tree.map(operator.itemgetter(slice(len(rows))), computed)
+            return [_without_pixels(row) for row in rows], cut
+
+        parts = processes.dealt(part, range(0, len(places), batch))
+        examples = [example for some, _ in parts for example in some]
+        return examples, jax.tree.map(lambda *found: np.concatenate(found), *(found for _, found in parts))
 
     def text_vectors(self, texts: Sequence[str], length: int, batch: int) -> np.ndarray:
         """Unit vectors of texts, each cut or padded to `length` ids."""
-        compute, found = self.compiled(text_vectors), []
-        for start in range(0, len(texts), batch):
+        compute = self.compiled(text_vectors)
+
+        def part(start: int) -> np.ndarray:
             some = list(texts[start : start + batch])
             ids = [self.tokenizer.encode(text, length) for text in some + some[:1] * (batch - len(some))]
-            found.append(compute({"text": np.stack(ids)})[: len(some)])
-        return np.concatenate(found)
+            return compute({"text": np.stack(ids)})[: len(some)]
+
+        return np.concatenate(processes.dealt(part, range(0, len(texts), batch)))
 
     def writer(self, search: Search | AnswerList) -> Write:
         """What writes texts by a search, or chooses them from a list."""

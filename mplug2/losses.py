@@ -1,10 +1,17 @@
 """What training minimises: pure functions of logits and targets, computed in float32 whatever the logits'
 type."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
+from mplug2 import sharding
 from mplug2.roles import PAD, Array
+
+CHUNK = 1 << 24
+"""How many logits a device holds at once, 64 MiB of them in float32."""
 
 
 def cross_entropy(logits: Array, targets: Array) -> Array:
@@ -23,8 +30,33 @@ def word_losses(logits: Array, targets: Array) -> tuple[Array, Array]:
 
 def word_loss(logits: Array, targets: Array) -> Array:
     """The mean over all words of the batch that count."""
-    losses, counted = word_losses(logits, targets)
+    return mean_of_words(*word_losses(logits, targets))
+
+
+def mean_of_words(losses: Array, counted: Array) -> Array:
+    """Of `B S` each, as `word_losses` gives them."""
     return losses.sum() / jnp.maximum(counted.sum(), 1.0)
+
+
+def predicted_losses(
+    tokens: Array, predict: Callable[[Array], Array], targets: Array, chunk: int = CHUNK
+) -> tuple[Array, Array]:
+    """`word_losses` of `predict(tokens)`, tokens `B S D` -> logits `B S V`: where these are more than `chunk`
+    on a device, of a few places of each text at a time, forward and (computed again) backward."""
+    batch, places, _ = tokens.shape
+    mesh = sharding.here()
+    logits = jax.eval_shape(predict, tokens).size / (mesh.size if mesh else 1)
+    parts = min(places, -int(-logits // chunk))
+    if parts <= 1:
+        return word_losses(predict(tokens), targets)
+    lacking = -places % parts
+    tokens, targets = (
+        jnp.pad(tokens, ((0, 0), (0, lacking), (0, 0))),
+        jnp.pad(targets, ((0, 0), (0, lacking))),
+    )
+    cut = rearrange(tokens, "b (n s) d -> n b s d", n=parts), rearrange(targets, "b (n s) -> n b s", n=parts)
+    found = jax.lax.map(jax.checkpoint(lambda part: word_losses(predict(part[0]), part[1])), cut)
+    return jax.tree.map(lambda array: rearrange(array, "n b s -> b (n s)")[:, :places], found)
 
 
 def contrastive_loss(similarity: Array, positives: Array) -> Array:

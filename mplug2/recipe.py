@@ -83,6 +83,11 @@ class Recipe:
     step, losses summed by weight; `evaluations`: what is measured; `compiler`: XLA's own options for the
     training step, by name.
 
+    Of the checkpoints the newest `keep` stay, and the best one if `best` says what that is: a loss ("loss",
+    "loss/image_caption": the lowest mean since the last line of the log), or a score ("image_answer": the
+    highest on the validation split, measured at every checkpoint). The best one then counts as what the run
+    has learned, wherever it is evaluated, published or asked.
+
     In modes, cards and learning_rates, `universal_delta` is the delta of `universal`: a module of its own,
     fresh unless its mode says otherwise.
     """
@@ -111,6 +116,7 @@ class Recipe:
     log_every: int = 20
     checkpoint_every: int = 500
     keep: int = 2
+    best: str = ""
 
     def __post_init__(self):
         for objective in self.objectives.values():
@@ -140,6 +146,12 @@ class Recipe:
         for name in ("steps", "accumulate", "log_every", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"recipe {self.name}: {name} is {getattr(self, name)}, expected at least 1")
+        known = ["loss", *(f"loss/{name}" for name in self.objectives), *self.evaluations]
+        if self.best and self.best not in known and self.best.partition("/")[0] not in self.evaluations:
+            raise RecipeError(
+                f"recipe {self.name}: best is {self.best!r}, expected a loss or a score of an evaluation"
+                + nearest(self.best, known)
+            )
         if not 0 <= self.ema < 1:
             raise RecipeError(f"recipe {self.name}: ema is {self.ema}, expected from 0 to below 1")
         for name, mode in self.modes.items():

@@ -24,14 +24,16 @@ class Execution:
     """How a network is run; never what it computes. Part of a recipe, given to each module when it is built.
 
     `dtype` is the type that activations flow in (parameters, softmax, norms' statistics and losses stay
-    float32); `remat` says what the backward pass computes again: nothing, everything but matrix products,
-    or whole layers; `scan` runs stacked layers as one `lax.scan` (quick to compile) instead of unrolling
-    them (quick to run).
+    float32); `remat` says what the backward pass computes again: nothing, everything but matrix products
+    ("offload": those with weights wait in the host's memory), or whole layers; `scan` runs stacked layers as
+    one `lax.scan` (quick to compile) instead of unrolling them (quick to run); `attention` is who computes it
+    where no weights drop out: our own written-out products, XLA's, or cuDNN's fused kernel (GPUs, bfloat16).
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Literal["none", "dots", "offload", "full"] = "none"
     scan: bool = True
+    attention: Literal["written", "xla", "cudnn"] = "written"
 
 
 @runtime_checkable
@@ -112,11 +114,18 @@ class Fusion(Protocol):
 
 
 class Decoder(Protocol):
-    """Autoregressive text decoder over a memory of tokens; `start` and `step` decode with a cache."""
+    """Autoregressive text decoder over a memory of tokens: ids -> `predict(tokens(...))`, logits; `start` and
+    `step` decode with a cache."""
 
     def __call__(
         self, ids: Array, memory: Array, memory_mask: Array | None = None, *, key: Array | None = None
     ) -> Array: ...
+
+    def tokens(
+        self, ids: Array, memory: Array, memory_mask: Array | None = None, *, key: Array | None = None
+    ) -> Array: ...
+
+    def predict(self, tokens: Array) -> Array: ...
 
     def start(self, memory: Array, memory_mask: Array | None, *, rows: int, length: int) -> Any: ...
 
@@ -125,11 +134,13 @@ class Decoder(Protocol):
 
 class Contrastive(Protocol):
     """Projects the two first tokens into one space: unit vectors `B D`; `temperature()` divides
-    similarities."""
+    similarities; `similarity` is `B B`, row = vision, column = text, so divided."""
 
     def vision(self, tokens: Array) -> Array: ...
 
     def text(self, tokens: Array) -> Array: ...
+
+    def similarity(self, vision: Array, text: Array) -> Array: ...
 
     def temperature(self) -> Array: ...
 

@@ -30,7 +30,7 @@ from mplug2.errors import CheckpointError, RecipeError
 from mplug2.network import flat
 from mplug2.recipe import Recipe
 
-OPERATION = ("evaluations", "mesh", "workers", "log_every", "checkpoint_every", "keep")
+OPERATION = ("evaluations", "mesh", "workers", "log_every", "checkpoint_every", "keep", "best")
 """Fields of a recipe that do not change what is learned: a run may be continued with others."""
 
 DEFAULT_FOLDER = Path("runs")
@@ -176,6 +176,7 @@ def _session() -> dict[str, Any]:
             "cores": os.cpu_count(),
             "devices": sorted({device.device_kind for device in jax.devices()}),
             "device_count": jax.device_count(),
+            "process_count": jax.process_count(),
         },
     }
 

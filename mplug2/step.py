@@ -7,7 +7,7 @@ those that are adapted by a delta, are an argument, never differentiated.
 
 Batches are by feed (`Recipe.feeds`). Every objective's loss is computed in every step; what is minimised is
 their sum by weight. With accumulation, a batch is cut into `accumulate` parts whose gradients are averaged (a
-contrastive loss then sees only its part as negatives).
+contrastive loss then sees only its part as negatives, and a mean over words is one of its part's words).
 """
 
 from collections.abc import Callable, Mapping
@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from einops import rearrange
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from mplug2 import optim, sharding
+from mplug2 import optim, processes, sharding
 from mplug2.errors import RecipeError
 from mplug2.network import Network, Parameters, select
 from mplug2.recipe import Recipe
@@ -30,9 +30,11 @@ Metrics = dict[str, Any]
 Batches = Mapping[str, Mapping[str, Array]]
 
 NEVER = -1
-KEYS = "rbg"
-"""XLA's own generator of random bits. JAX's default is written out in every program that drops something, and
-on CPUs compiling those copies takes several times as long as everything else together."""
+KEYS = {"cpu": "rbg"}
+"""Generators of random bits by platform, JAX's default elsewhere. `rbg`, XLA's own, is quick to compile;
+JAX's is written out in every program that drops something, and on CPUs compiling those copies takes several
+times as long as everything else together. But XLA does not split its own among devices: each would draw, and
+hold, the bits of the whole batch, which for attention over 4097 tokens are gigabytes an example."""
 
 
 def trained(recipe: Recipe) -> list[str]:
@@ -43,38 +45,47 @@ def trained(recipe: Recipe) -> list[str]:
     return names
 
 
-def _understood(recipe: Recipe) -> dict[str, Any] | None:
-    """The recipe's options of the compiler. Raises RecipeError with the first that XLA does not know."""
+def _understood(recipe: Recipe, mesh: jax.sharding.Mesh) -> dict[str, Any] | None:
+    """The recipe's options of the compiler. Raises RecipeError with the first that XLA does not know on such
+    devices."""
     for name, value in recipe.compiler.items():
+        place = SingleDeviceSharding(mesh.devices.flat[0])
         try:
-            jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
+            jax.jit(lambda: 0, out_shardings=place, compiler_options={name: value}).lower().compile()
         except (jax.errors.JaxRuntimeError, TypeError) as error:
             said = str(error).splitlines()[0]
             raise RecipeError(f"recipe {recipe.name}: compiler.{name} is {value!r}: {said}") from None
     return dict(recipe.compiler) or None
 
 
+def check_mesh(recipe: Recipe, mesh: sharding.AnyMesh) -> None:
+    """Raises RecipeError unless the mesh divides the recipe's heads and the parts of its batches."""
+    sharding.check_heads(mesh, recipe.parts)
+    shares = sharding.batch_shares(mesh)
+    for name, objective in recipe.objectives.items():
+        if objective.batch % recipe.accumulate:
+            raise RecipeError(
+                f"objective {name}: a batch of {objective.batch} does not divide into"
+                f" {recipe.accumulate} parts (accumulate)"
+            )
+        if objective.batch // recipe.accumulate % shares:
+            raise RecipeError(
+                f"objective {name}: a batch of {objective.batch} in {recipe.accumulate} part(s)"
+                f" does not divide among {shares} devices (mesh data x fsdp)"
+            )
+
+
 class Trainer:
     """A recipe and its network made ready to train: `begin`, `step`, and where everything lies.
 
     On one device nothing is sharded; on a mesh parameters, moments and averages follow the table of
-    mplug2.sharding.
+    mplug2.sharding. `mesh` (default: the recipe's, of the devices that are here) may be one of devices that
+    are not, for a step that is only compiled (`lower`).
     """
 
-    def __init__(self, recipe: Recipe, network: Network):
-        self.mesh = recipe.mesh.build()
-        shares = sharding.batch_shares(self.mesh)
-        for name, objective in recipe.objectives.items():
-            if objective.batch % recipe.accumulate:
-                raise RecipeError(
-                    f"objective {name}: a batch of {objective.batch} does not divide into"
-                    f" {recipe.accumulate} parts (accumulate)"
-                )
-            if objective.batch // recipe.accumulate % shares:
-                raise RecipeError(
-                    f"objective {name}: a batch of {objective.batch} in {recipe.accumulate} part(s)"
-                    f" does not divide among {shares} devices (mesh data x fsdp)"
-                )
+    def __init__(self, recipe: Recipe, network: Network, mesh: jax.sharding.Mesh | None = None):
+        self.mesh = recipe.mesh.build() if mesh is None else mesh
+        check_mesh(recipe, self.mesh)
         self.recipe, self.network = recipe, network
         self.names = trained(recipe)
         axes = {name: network.axes[name] for name in self.names}
@@ -84,7 +95,10 @@ class Trainer:
         placed = None if self.shardings is None else (self.shardings, self._replicated)
         self.step: Callable[[State, Parameters, Batches], tuple[State, Metrics]]
         self.step = jax.jit(
-            self._step, donate_argnums=0, out_shardings=placed, compiler_options=_understood(recipe)
+            self._step,
+            donate_argnums=0,
+            out_shardings=placed,
+            compiler_options=_understood(recipe, self.mesh),
         )
         """(state, frozen parameters, batches) -> (state, metrics). The state's buffers are reused, do not
         keep them."""
@@ -99,14 +113,17 @@ class Trainer:
         def copied(params: Parameters) -> State:
             return jax.tree.map(jnp.copy, self._state(params))
 
-        return jax.jit(copied, out_shardings=self.shardings)({name: params[name] for name in self.names})
+        params = {name: params[name] for name in self.names}
+        if self.shardings is not None:
+            params = processes.spread(params, self.shardings["params"])
+        return jax.jit(copied, out_shardings=self.shardings)(params)
 
     def resume(self, step: int, saved: State) -> State:
         """The state after `step` steps, of which `params`, `moments`, `window` and `ema` were saved."""
         counters = jax.jit(self._counters)()  # a buffer of its own for every number, for the step to reuse
         state = counters | saved | {"step": counters["step"] + step}
         # All of it placed alike: arrays that are not would compile the next step a second time.
-        return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, self.abstract))
+        return processes.spread(state, jax.tree.map(lambda leaf: leaf.sharding, self.abstract))
 
     def _state(self, params: Parameters) -> State:
         state = {"params": params, "moments": self.optimizer.init(params), **self._counters()}
@@ -127,10 +144,27 @@ class Trainer:
         shapes = jax.eval_shape(self._state, {name: self.network.shapes[name] for name in self.names})
         places = self.shardings
         if places is None:
-            places = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), shapes)
-        return jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places
-        )
+            places = jax.tree.map(lambda _: self._only, shapes)
+        return jax.tree.map(_placed, shapes, places)
+
+    @property
+    def abstract_frozen(self) -> Parameters:
+        """The same of the frozen modules."""
+        shapes = {name: tree for name, tree in self.network.shapes.items() if name not in self.names}
+        if self.shardings is None:
+            return jax.tree.map(lambda leaf: _placed(leaf, self._only), shapes)
+        axes = {name: self.network.axes[name] for name in shapes}
+        return jax.tree.map(_placed, shapes, sharding.shardings(self.mesh, axes, shapes))
+
+    def abstract_batches(self, batches: Any) -> Any:
+        """The same of whole batches of such shapes and types, `{feed: batch}`."""
+        place = self._only if self.shardings is None else sharding.batch_sharding(self.mesh)
+        return jax.tree.map(lambda leaf: _placed(leaf, place), batches)
+
+    def lower(self, batches: Any) -> jax.stages.Lowered:
+        """The step, lowered for batches of such shapes and types; no array is needed."""
+        step: Any = self.step
+        return step.lower(self.abstract, self.abstract_frozen, self.abstract_batches(batches))
 
     def place_frozen(self, params: Parameters) -> Parameters:
         """The frozen modules of `params` on their devices."""
@@ -138,13 +172,20 @@ class Trainer:
         if self.shardings is None:
             return jax.device_put(frozen)
         axes = {name: self.network.axes[name] for name in frozen}
-        return jax.device_put(frozen, sharding.shardings(self.mesh, axes, frozen))
+        return processes.spread(frozen, sharding.shardings(self.mesh, axes, frozen))
 
     def place_batch(self, array: Any) -> Array:
         """One array of a batch (this process's share of it) on its devices."""
         if self.shardings is None:
             return jax.device_put(array)
-        return jax.make_array_from_process_local_data(sharding.batch_sharding(self.mesh), array)
+        shares = sharding.batch_shares(self.mesh)
+        batch = len(array) * shares // len(processes.held(self.mesh, shares))
+        where = sharding.batch_sharding(self.mesh)
+        return jax.make_array_from_process_local_data(where, array, (batch, *array.shape[1:]))
+
+    @property
+    def _only(self) -> SingleDeviceSharding:
+        return SingleDeviceSharding(self.mesh.devices.flat[0])
 
     @property
     def _replicated(self) -> NamedSharding:
@@ -171,7 +212,7 @@ class Trainer:
         self, params: Parameters, frozen: Parameters, batches: Batches, key: Array | None
     ) -> tuple[Array, dict[str, Array]]:
         """(sum by weight, {objective: loss}). Clips come as uint8 and are normalised here."""
-        modules = self.network.bind({**frozen, **params}, key)
+        modules = self.network.bind(self._gathered({**frozen, **params}), key)
         ready = {feed: self._normalised(batch) for feed, batch in batches.items()}
         total, losses = jnp.zeros((), jnp.float32), {}
         for place, (name, objective) in enumerate(self.recipe.objectives.items()):
@@ -180,6 +221,14 @@ class Trainer:
             losses[name] = objective.task(batch, own_key, **select(objective.task, modules))
             total += objective.weight * losses[name]
         return total, losses
+
+    def _gathered(self, params: Parameters) -> Parameters:
+        """Ready for use, but for those of stacks, which gather one layer at a time (modules.layers.fold)."""
+
+        def ready(array: Array, axes: sharding.Axes) -> Array:
+            return array if axes[:1] == ("layers",) else sharding.gathered(array, axes)
+
+        return jax.tree.map(ready, params, {name: self.network.axes[name] for name in params})
 
     def _normalised(self, batch: Mapping[str, Array]) -> Mapping[str, Array]:
         if "clips" not in batch:
@@ -190,6 +239,12 @@ class Trainer:
         self, params: Parameters, frozen: Parameters, batches: Batches, key: Array | None
     ) -> tuple[tuple[Array, dict[str, Array]], Parameters]:
         """((sum, losses), gradient of the sum): of the whole batch, or averaged over its parts."""
+        with sharding.on(self.mesh):
+            return self._gradients(params, frozen, batches, key)
+
+    def _gradients(
+        self, params: Parameters, frozen: Parameters, batches: Batches, key: Array | None
+    ) -> tuple[tuple[Array, dict[str, Array]], Parameters]:
         differentiate = jax.value_and_grad(self.loss, has_aux=True)
         parts = self.recipe.accumulate
         if parts == 1:
@@ -210,7 +265,10 @@ class Trainer:
 
     def _step(self, state: State, frozen: Parameters, batches: Batches) -> tuple[State, Metrics]:
         recipe, done = self.recipe, state["step"]
-        key = jax.random.fold_in(jax.random.key(recipe.seed, impl=KEYS), done) if recipe.dropout else None
+        generator = KEYS.get(self.mesh.devices.flat[0].platform)
+        key = (
+            jax.random.fold_in(jax.random.key(recipe.seed, impl=generator), done) if recipe.dropout else None
+        )
         (total, losses), gradients = self.gradients(state["params"], frozen, batches, key)
         updates, moments = self.optimizer.update(gradients, state["moments"], state["params"])
         params: Any = optax.apply_updates(state["params"], updates)
@@ -229,6 +287,10 @@ class Trainer:
             "metrics": metrics | {"learning_rate": self.rate(done)},
             "bad": jax.tree.map(jnp.copy, new["bad"]),
         }
+
+
+def _placed(leaf: Any, place: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
 
 
 def averaged(ema: Parameters, params: Parameters, decay: float, done: Array | int) -> Parameters:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from mplug2.losses import contrastive_loss, cross_entropy, word_loss, word_losses
+from mplug2.losses import contrastive_loss, cross_entropy, mean_of_words, predicted_losses
 from mplug2.roles import (
     Array,
     Connector,
@@ -88,8 +88,9 @@ def caption(
         connector=connector,
         key=route_key,
     )
-    logits = decoder(batch["caption"][:, :-1], seen, key=decoder_key)
-    return word_loss(logits, batch.get("caption_target", batch["caption"])[:, 1:])
+    words = decoder.tokens(batch["caption"][:, :-1], seen, key=decoder_key)
+    targets = batch.get("caption_target", batch["caption"])[:, 1:]
+    return mean_of_words(*predicted_losses(words, decoder.predict, targets))
 
 
 def answer(
@@ -117,8 +118,9 @@ def answer(
     )
     tokens = read(batch["question"], text=text, universal=universal, key=read_key)
     memory, mask = fused_memory(seen, tokens, batch["question"], fusion=fusion, key=fusion_key)
-    logits = decoder(batch["answer"][:, :-1], memory, mask, key=decoder_key)
-    losses, _ = word_losses(logits, batch.get("answer_target", batch["answer"])[:, 1:])
+    words = decoder.tokens(batch["answer"][:, :-1], memory, mask, key=decoder_key)
+    targets = batch.get("answer_target", batch["answer"])[:, 1:]
+    losses, _ = predicted_losses(words, decoder.predict, targets)
     return (losses.sum(-1) * batch.get("answer_weight", jnp.ones(losses.shape[0]))).mean()
 
 
@@ -144,8 +146,7 @@ def contrast(
         key=see_key,
     )
     tokens = read(batch["text"], text=text, universal=universal, key=read_key)
-    similarity = contrastive.vision(seen) @ contrastive.text(tokens).T / contrastive.temperature()
-    return contrastive_loss(similarity, _same(batch["text"]))
+    return contrastive_loss(contrastive.similarity(seen, tokens), _same(batch["text"]))
 
 
 def match(
@@ -177,8 +178,8 @@ def match(
         key=see_key,
     )
     tokens = read(ids, text=text, universal=universal, key=read_key)
-    similarity = contrastive.vision(seen) @ contrastive.text(tokens).T / contrastive.temperature()
-    similarity = jnp.where(_same(ids), -jnp.inf, jax.lax.stop_gradient(similarity))
+    similarity = jax.lax.stop_gradient(contrastive.similarity(seen, tokens))
+    similarity = jnp.where(_same(ids), -jnp.inf, similarity)
     false_text, false_vision = _draw(similarity, text_key), _draw(similarity.T, vision_key)
     all_seen = jnp.concatenate([seen, seen, seen[false_vision]])
     all_tokens = jnp.concatenate([tokens, tokens[false_text], tokens])
@@ -215,7 +216,8 @@ def unmask(
             key=see_key,
         )
         _, tokens = fusion(seen, tokens, padding_mask(ids), key=fusion_key)
-    return word_loss(unmasker(tokens, text.words), batch["masked_target"])
+    targets = batch["masked_target"]
+    return mean_of_words(*predicted_losses(tokens, lambda part: unmasker(part, text.words), targets))
 
 
 def complete(
@@ -245,8 +247,8 @@ def complete(
             key=see_key,
         )
         memory, mask = fused_memory(seen, memory, ids, fusion=fusion, key=fusion_key)
-    logits = decoder(batch["target"][:, :-1], memory, mask, key=decoder_key)
-    return word_loss(logits, batch["target"][:, 1:])
+    words = decoder.tokens(batch["target"][:, :-1], memory, mask, key=decoder_key)
+    return mean_of_words(*predicted_losses(words, decoder.predict, batch["target"][:, 1:]))
 
 
 def _same(ids: Array) -> Array:

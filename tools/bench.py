@@ -33,6 +33,7 @@ WORDS = 20
 
 def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
+    os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # compiling is measured too
     parser = argparse.ArgumentParser(
         prog="mplug2 bench", description="Measure this machine at the zoo's work."
     )
@@ -49,7 +50,12 @@ def main(argv: list[str] | None = None) -> int:
     layers = step.add_mutually_exclusive_group()
     layers.add_argument("--scan", action="store_true", help="short for execution.scan=true")
     layers.add_argument("--unroll", action="store_true", help="short for execution.scan=false")
-    step.add_argument("--remat", choices=("none", "dots", "full"), help="short for execution.remat=...")
+    step.add_argument(
+        "--mesh", metavar="AXIS=N,...", help="short for mesh.AXIS=N: data, fsdp, sequence or tensor"
+    )
+    step.add_argument(
+        "--remat", choices=("none", "dots", "offload", "full"), help="short for execution.remat=..."
+    )
     step.add_argument("--steps", type=int, default=10, metavar="N", help="timed steps (default: 10)")
     step.set_defaults(measure=measure_step)
     generate = subjects.add_parser(
@@ -128,7 +134,9 @@ def measure_step(asked: argparse.Namespace) -> int:
 
     recipe = recipes.find(asked.recipe) if asked.recipe else official_work()
     recipe = overrides.apply(recipe, [*asked.overrides, *shorthands(asked)])
-    batches = own_batches(recipe) if asked.recipe else official_batches()
+    if not asked.recipe:
+        recipe = one_clip_a_share(recipe)
+    batches = own_batches(recipe) if asked.recipe else official_batches(recipe.objectives["caption"].batch)
     batches = {
         name: {field: array for field, array in batch.items() if field != "index"}
         for name, batch in batches.items()
@@ -148,6 +156,7 @@ def shorthands(asked: argparse.Namespace) -> list[str]:
         *([f"execution.remat={asked.remat}"] if asked.remat else []),
         *([f"execution.scan={str(asked.scan).lower()}"] if asked.scan or asked.unroll else []),
         *(["dropout=false"] if asked.no_dropout else []),
+        *([f"mesh.{said}" for said in asked.mesh.split(",")] if asked.mesh else []),
     ]
 
 
@@ -175,11 +184,17 @@ def official_work() -> "Recipe":
     )
 
 
-def official_batches() -> Batches:
-    """One clip of noise and a caption of which WORDS words are learned; what they say costs no time."""
+def one_clip_a_share(recipe: "Recipe") -> "Recipe":
+    """The official work on a mesh: as many clips as it spreads examples over."""
+    clips = dataclasses.replace(recipe.objectives["caption"], batch=recipe.mesh.data * recipe.mesh.fsdp)
+    return dataclasses.replace(recipe, objectives={"caption": clips})
+
+
+def official_batches(clips: int) -> Batches:
+    """Clips of noise and captions of which WORDS words are learned; what they say costs no time."""
     random = np.random.default_rng(0)
-    clips = random.integers(0, 256, (1, 4, 224, 224, 3), np.uint8)
-    return {"caption": {"clips": clips, "caption": random.integers(1, 30522, (1, WORDS + 1), np.int32)}}
+    pixels = random.integers(0, 256, (clips, 4, 224, 224, 3), np.uint8)
+    return {"caption": {"clips": pixels, "caption": random.integers(1, 30522, (clips, WORDS + 1), np.int32)}}
 
 
 def own_batches(recipe: "Recipe") -> Batches:
@@ -203,7 +218,7 @@ def show(recipe: "Recipe", report: "StepReport") -> None:
         "parameters": f"{report.parameters / 1e6:.1f} M, {report.trained / 1e6:.1f} M trained",
         "run as": f"{execution.dtype}, layers {layers}, remat {execution.remat}, "
         f"dropout {'on' if recipe.dropout else 'off'}, batch {report.batch}",
-        "machine": f"{report.device_kind}, {report.threads} threads, "
+        "machine": f"{report.devices} x {report.device_kind}, {report.threads} threads, "
         f"GLIBC_TUNABLES={os.environ.get('GLIBC_TUNABLES', '(unset)')}",
         "compile": f"{report.compile_wall:.1f} s ({report.compile_cpu:.1f} s of CPU time)",
         "step": f"median {times.median:.3f} s, minimum {times.best:.3f} s, "
@@ -224,6 +239,11 @@ def show(recipe: "Recipe", report: "StepReport") -> None:
     rows["share of the peak"] = (
         f"{report.share(execution.dtype):.0%} by the clock, "
         f"{report.share_cpu(execution.dtype):.0%} by CPU time"
+    )
+    rows["MFU"] = (
+        f"{report.mfu:.1%} of {report.devices} x {report.known_peak / 1e12:.0f} TFLOP/s in bfloat16"
+        if report.mfu is not None
+        else f"the peak of {report.device_kind} is not known"
     )
     rows["loss"] = f"{report.losses[0]:.3f}, then {report.losses[1]:.3f} after {len(times.wall)} steps more"
     for name, value in rows.items():

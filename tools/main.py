@@ -8,6 +8,7 @@ import os
 import sys
 
 import mplug2
+from mplug2.cache import Cache
 from mplug2.errors import Mplug2Error, nearest
 
 # command -> (file in tools/, what it does)
@@ -28,6 +29,7 @@ COMMANDS = {
     "show": ("show", "explain a recipe or a module: route, parameters, FLOPs"),
     "convert": ("convert", "turn an official, CLIP or BERT checkpoint into modules, and back"),
     "parity": ("parity", "compare the modules with recorded tensors of the official code"),
+    "plan": ("plan", "compile a train step for TPUs or GPUs that are not here: memory, traffic, time"),
     "bench": ("bench", "time a train step, or captions, on this machine"),
 }
 
@@ -79,8 +81,15 @@ def _dispatch(words: list[str]) -> int:
         return _refuse(
             f'there is no command "{command}"{nearest(command, COMMANDS)}; "mplug2 --help" lists them'
         )
+    keep_compiled()
     tool = importlib.import_module(f"mplug2.tools.{COMMANDS[command][0]}")
     return tool.main(rest) or 0
+
+
+def keep_compiled() -> None:
+    """What XLA compiles is kept in the cache's folder (MPLUG2_CACHE) for the next start, unless JAX's own
+    variable says where, or JAX_ENABLE_COMPILATION_CACHE=false that it is not. JAX reads both as it starts."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Cache.default().folder / "compiled"))
 
 
 def _refuse(reason: str) -> int:

@@ -28,7 +28,7 @@ def console() -> Console:
 
 def count(number: float) -> str:
     """`1234567` -> `1.23 M`."""
-    for power, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for power, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= power:
             return f"{number / power:.3g} {letter}"
     return f"{number:.3g}"

@@ -23,7 +23,7 @@ from mplug2.card import Card, File, Tokens, interface
 from mplug2.card_tokenizer import stated
 from mplug2.card_wording import stated as stated_wording
 from mplug2.convert import writing
-from mplug2.convert.families import FAMILIES, Model, canonical
+from mplug2.convert.families import FAMILIES, Model, canonical, likely
 from mplug2.convert.shapes import Settings
 from mplug2.convert.tensors import StoredTensor, read_safetensors, same, stored
 from mplug2.convert.torch_file import read_torch
@@ -100,7 +100,9 @@ def convert(path: Path, family: str, folder: Path, options: Options) -> dict[str
         fates = account(model, tensors, options.skip)
         _check(model, tensors, shapes)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        kind = likely(tensors)
+        hint = f"; its keys look like those of --from {kind}" if kind and kind != family else ""
+        raise CheckpointError(f"{path}: {error}{hint}") from None
     finite = writing.Finite()
     with _new_folder(folder) as fresh:
         modules = {

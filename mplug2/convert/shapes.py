@@ -205,7 +205,5 @@ def count(shapes: Shapes, prefix: str) -> int:
 
 def shape(shapes: Shapes, key: str) -> tuple[int, ...]:
     if key not in shapes:
-        raise CheckpointError(
-            f"key {key} is missing{nearest(key, shapes)}; is this the kind of checkpoint --from names?"
-        )
+        raise CheckpointError(f"key {key} is missing{nearest(key, shapes)}")
     return shapes[key]

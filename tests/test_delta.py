@@ -20,6 +20,7 @@ from mplug2.network import Network, flat
 from mplug2.overrides import apply
 from mplug2.recipe import Recipe
 from mplug2.roles import Config
+from mplug2.run import settings
 from mplug2.train import train
 
 FORMS = [Lora(rank=3), BitFit(), Bottleneck(width=5, scale=0.5)]
@@ -182,6 +183,10 @@ def test_a_recipe_says_what_is_adapted_and_how():
     assert list(recipe.parts) == ["vision", "head", "vision_delta"]
     assert [name for name in recipe.parts if recipe.trains(name)] == ["vision_delta"]
     assert apply(recipe, ["deltas.vision.rank=5"]).deltas["vision"] == Lora(rank=5)
+    chosen = ["modes.vision=lora", "cards.vision=a card", "delta.rank=5", "delta.dropout=0.1"]
+    form = Lora(rank=5, dropout=0.1)
+    assert apply(dataclasses.replace(toy(), delta=Lora()), chosen).forms == {"vision": form}
+    assert not any("delta" in name for name in settings(dataclasses.replace(toy(), delta=Lora())))
     with pytest.raises(RecipeError, match=r"needs the form of its delta \(delta, or deltas.vision\)"):
         toy(modes={"vision": "lora"}, cards={"vision": "a card"})
     with pytest.raises(RecipeError, match="mode lora of vision needs a card"):

@@ -58,9 +58,9 @@ def recipe(steps: int, rate: float, **changes: Any) -> Recipe:
 
 @pytest.mark.slow
 def test_the_shelfs_vision_serves_another_runs_language_side_through_a_connector(tmp_path):
-    """Measured once on two shared CPU cores, exact captions of 600 pictures: the other run, with its own vision,
-    0.887 after 600 steps; its language side with the shelf's vision 0.005, and 0.990 after 300 steps of a
-    connector alone: the shelf's vision sees better than the one it stands in for."""
+    """Measured once on two shared CPU cores, exact captions of 600 pictures: the other run, with its own
+    vision, 0.887 after 600 steps; its language side with the shelf's vision 0.005, and 0.990 after 300 steps
+    of a connector alone: the shelf's vision sees better than the one that it stands in for."""
     modules = image_caption.small().modules
     other = recipe(
         600,

@@ -54,6 +54,10 @@ class Form:
         """The config of the base with a delta merged into it."""
         return config
 
+    def around(self, module: Any, delta: Arrays) -> Any:
+        """The base as an object -> one that is called like it and is given what a delta adds."""
+        return module
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lora(Form):

@@ -49,8 +49,8 @@ class Prompt(Form):
     def adapted(self, params: Arrays, delta: Arrays, key: Array | None = None) -> dict[Path, Array]:
         return {}
 
-    def around(self, module: Any, own: Arrays) -> Any:
-        return _PROMPTED[type(module.config)](module, own[TOKENS])
+    def around(self, module: Any, delta: Arrays) -> Any:
+        return _PROMPTED[type(module.config)](module, delta[TOKENS])
 
     def check(self, config: Any) -> None:
         """Raises RecipeError for the config of a module that is given no tokens."""

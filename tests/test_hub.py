@@ -12,6 +12,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from fresh import drawn
 
 from mplug2 import hub, publishing, weights
 from mplug2.card import Tokens, read_card
@@ -26,14 +27,6 @@ MODULES = {
     "decoder": decoder.tiny(),
     "contrastive": heads.ContrastiveConfig(width=32, space=16),
 }
-
-
-def drawn(modules: dict) -> dict:
-    """Parameters drawn by numpy: XLA takes seconds to compile the zoo's own initialisation."""
-    rng = np.random.default_rng(7)
-    return jax.tree.map(
-        lambda shape: rng.normal(size=shape.shape).astype(np.float32), Network(modules).shapes
-    )
 
 
 @pytest.fixture(scope="module")

@@ -124,7 +124,7 @@ def test_every_module_takes_a_form_or_is_refused_in_a_sentence(module):
         taken.add(type(form))
         if form.merges and (not isinstance(form, Bottleneck) or hasattr(config, "hidden")):
             shapes = jax.eval_shape(network.adapted, network.shapes)[module]
-            merged = Network({module: network.configs[f"{module}_delta"].merged})
+            merged = Network({module: form.merged(config)})
             assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, merged.shapes[module])
     expected = {Lora, BitFit}
     expected |= {Bottleneck} if module in MLPS else set()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from fresh import fresh
+from fresh import drawn
 
 from mplug2 import publishing, readme, upload
 from mplug2.card import Score, Trained
@@ -22,7 +22,7 @@ def card(tmp_path):
         "vision-a",
         "vision",
         config,
-        fresh({"vision": config})["vision"],
+        drawn({"vision": config})["vision"],
         trained=Trained(recipe="r.tiny", commit="abc", steps=7, seed=1, data="digits", machine="2 cores"),
         scores={"image_caption": Score(metric="exact match", value=0.9, low=0.88, high=0.92, n=1000)},
         licence="MIT",

@@ -146,7 +146,9 @@ def test_the_command_installs_a_release_and_refuses_without_a_network(
 ):
     monkeypatch.setattr(release, "find", lambda name: wanted)
     real = conversion.Options
-    monkeypatch.setattr(conversion, "Options", lambda **said: real(**said | {"settings": SETTINGS}))
+    monkeypatch.setattr(
+        conversion, "Options", lambda **said: dataclasses.replace(real(**said), settings=SETTINGS)
+    )
     words = ["download", "mplug2_pretrain", "--out", str(tmp_path / "out")]
     monkeypatch.setenv("MPLUG2_OFFLINE", "1")
     assert main(words) == 2

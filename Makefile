@@ -34,7 +34,7 @@ quickstart: setup ## evaluate the shipped modules, train from scratch, write qui
 
 test: setup ## run the tests (more options: make test TEST_ARGS='-k network -x')
 	@echo "test: running the tests, the slow ones left out"
-	@$(BIN)/python -m pytest $(TEST_ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(TEST_ARGS)
 
 test-slow: setup ## run the slow tests
 	@echo "test-slow: running the slow tests"

@@ -12,11 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mplug2 import archive, hub, lock
+from mplug2 import archive, hub, lock, publishing
 from mplug2.card import Card, Trained
 from mplug2.card_tokenizer import carried, opened
+from mplug2.card_wording import stated, wording_of
 from mplug2.data.tokens import Tokenizer
 from mplug2.errors import CardError
+from mplug2.fit import differences
 from mplug2.lock import Lock, Part
 from mplug2.network import Network, Parameters
 from mplug2.recipe import Recipe
@@ -51,7 +53,7 @@ def write(
         if module in trained:
             name = f"{module}-{recipe.name.replace('.', '-').replace(' ', '-')}"
             states = module in ("vision", "temporal")
-            card = hub.publish(
+            card = publishing.publish(
                 folder,
                 name,
                 module,
@@ -60,6 +62,7 @@ def write(
                 trained=facts,
                 preprocessing=recipe.preprocessing if states else None,
                 tokenizer=locked.tokenizer if hasattr(config, "vocabulary") else None,
+                questions=stated(wording_of(recipe)) if module == "text" else None,
                 base=hub.base_sha256(recipe, module),
             )
         else:
@@ -113,7 +116,7 @@ def check_recipe(bundle: Bundle, recipe: Recipe) -> None:
         differing = [
             difference
             for module in {**bundle.network.configs, **theirs}
-            for difference in hub.differences(
+            for difference in differences(
                 bundle.network.configs.get(module), theirs.get(module), f"modules.{module}"
             )
         ]

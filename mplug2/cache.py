@@ -3,6 +3,7 @@ sha256 of its content.
 
     files/ab/abcd...        whole files, read-only; beside each, a note (.json) of its name and address
     partial/abcd...         what has come so far of a file, and its note
+    pins/name.json          of a file that is known by name only: the sha256 and size that it first came with
     locks/abcd...           empty; who downloads the file holds a lock (flock), which ends with the process
 
 The folder is `MPLUG2_CACHE`, or `mplug2` in the user's cache folder. Nothing gets into files/ but by one move
@@ -105,9 +106,10 @@ class Cache:
                 f"{VARIABLE} names another"
             ) from None
 
-    def keep(self, sha256: str) -> Path:
-        """Moves a partial file, which must be whole and verified, to its place. Raises OSError."""
-        partial, path = self.partial(sha256), self.path(sha256)
+    def keep(self, sha256: str, come_as: str = "") -> Path:
+        """Moves a partial file, which must be whole and verified, to its place; `come_as`: the name that it
+        came under, while its sha256 was not known. Raises OSError."""
+        partial, path = self.partial(come_as or sha256), self.path(sha256)
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("rb") as file:
             os.fchmod(file.fileno(), 0o444)  # what others have mapped is not to be edited
@@ -116,6 +118,24 @@ class Cache:
         with contextlib.suppress(FileNotFoundError):
             os.replace(_note(partial), _note(path))
         return path
+
+    def pin(self, name: str, value: dict[str, Any]) -> None:
+        """Records the file that is to be taken for `name` from now on. Raises OSError."""
+        files.write_text(self._pin(name), json.dumps(value, indent=1) + "\n")
+
+    def pinned(self, name: str) -> dict[str, Any]:
+        """What was recorded; empty if nothing was. Raises DownloadError for a record that cannot be read:
+        what it says must not be forgotten unnoticed."""
+        path = self._pin(name)
+        if not path.exists():
+            return {}
+        value = _read_json(path)
+        if not _is_hash(str(value.get("sha256"))) or type(value.get("bytes")) is not int:
+            raise DownloadError(f"{path}: does not say what was taken for {name}; remove it to take any")
+        return value
+
+    def _pin(self, name: str) -> Path:
+        return self.folder / "pins" / f"{name}.json"
 
     def note(self, sha256: str, value: dict[str, Any]) -> None:
         """Writes what is known of a partial file. Raises OSError."""
@@ -188,8 +208,12 @@ def _note(path: Path) -> Path:
 
 
 def _read_note(path: Path) -> dict[str, Any]:
+    return _read_json(_note(path))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(_note(path).read_text())
+        value = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

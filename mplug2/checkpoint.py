@@ -4,8 +4,9 @@ An item for each trained module (`vision`, ...) and each module's running averag
 whoever needs one module reads one; `optimizer`, `window` (sums behind the next line of the log); `iterator`
 and `metadata`, JSON. Frozen modules are not copied: `metadata` records the sha256 of their arrays.
 
-Saving goes on in the background. A checkpoint is complete when `files.json`, written last, names the sha256
-of its files.
+Saving goes on in the background; of several processes each writes and reads the parts that its devices hold,
+in one folder. A checkpoint is complete when `files.json`, written last and by process 0, names the sha256 of
+its files.
 """
 
 import gc
@@ -23,6 +24,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from mplug2 import processes
 from mplug2.errors import CheckpointError, nearest
 from mplug2.network import Parameters, flat
 from mplug2.run import write_json
@@ -40,11 +42,12 @@ function that says so once it has seen the checkpoint's folder."""
 
 
 class Checkpoints:
-    """The checkpoints of the run in `run_dir`, of which the newest `keep` stay."""
+    """The checkpoints of the run in `run_dir`, of which the newest `keep` stay, and the best one by the score
+    that `judged_by` names (`Recipe.best`), if it does."""
 
-    def __init__(self, run_dir: Path | str, keep: int = 2):
+    def __init__(self, run_dir: Path | str, keep: int = 2, judged_by: str = ""):
         self.folder = Path(run_dir).absolute() / FOLDER
-        self.keep = keep
+        self.keep, self.judged_by = keep, judged_by
         self._saving: threading.Thread | None = None
         self._failure: CheckpointError | None = None
 
@@ -55,6 +58,23 @@ class Checkpoints:
             int(seal.parent.name) for seal in self.folder.glob(f"*/{SEAL}") if seal.parent.name.isdigit()
         )
 
+    @property
+    def best(self) -> int | None:
+        """The step of the best complete checkpoint, the earliest of equals; None if none was judged."""
+        scores = {step: score for step in self.steps if (score := self._score(step)) is not None}
+        if not scores:
+            return None
+        lowest = self.judged_by.partition("/")[0] == "loss"
+        return (min if lowest else max)(scores, key=scores.__getitem__)
+
+    def _score(self, step: int) -> float | None:
+        """`metadata["scores"]` of a checkpoint, by name."""
+        try:
+            metadata = json.loads((self.path(step) / "metadata" / "data.json").read_text())
+            return metadata["scores"].get(self.judged_by)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged, or of an older run
+            return None
+
     def path(self, step: int) -> Path:
         return self.folder / str(step)
 
@@ -63,7 +83,7 @@ class Checkpoints:
         be donated as soon as this returns. Raises CheckpointError if this save, or the one before, could not
         be written."""
         self.wait()
-        if step in self.steps:
+        if processes.of_first(lambda: step in self.steps):
             return
         with _explained(self.path(step)):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -76,28 +96,39 @@ class Checkpoints:
         try:
             with _explained(self.path(step)):
                 saving.result()
-                _seal(self.path(step))
-            for old in self.steps[: -self.keep]:
-                shutil.rmtree(self.path(old), ignore_errors=True)
+                if processes.first():
+                    _seal(self.path(step))
+            if processes.first():
+                for old in set(self.steps[: -self.keep]) - {self.best}:
+                    shutil.rmtree(self.path(old), ignore_errors=True)
         except CheckpointError as error:
             self._failure = error
 
     def wait(self) -> None:
-        """Until what was begun is on disk. Raises CheckpointError if it could not be written."""
+        """Until what was begun is on disk. Raises CheckpointError, in all processes, if one could not write
+        it."""
+        self.join()
+        failures = [failure for failure in processes.exchange(self._failure) if failure is not None]
+        self._failure = None
+        if failures:
+            raise failures[0]
+
+    def join(self) -> None:
+        """Until this process writes no more, whatever has become of it."""
         if self._saving is not None:
             self._saving.join()
             self._saving = None
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
 
-    def restore(self, wanted: Wanted) -> tuple[int, dict[str, Any]] | None:
-        """The newest readable checkpoint: (step, items), None where there is none.
+    def restore(self, wanted: Wanted, *, best: bool = False) -> tuple[int, dict[str, Any]] | None:
+        """The newest readable checkpoint, or the `best` if one was judged and can be read: (step, items),
+        None where there is none.
 
-        One that cannot be read is passed over with a warning. Raises CheckpointError if none can be.
+        One that cannot be read is passed over with a warning, by all processes alike. Raises CheckpointError
+        if none can be.
         """
         reasons = []
-        for step in reversed(self.steps):
+        newest, chosen = processes.of_first(lambda: (self.steps[::-1], self.best if best else None))
+        for step in sorted(newest, key=lambda step: step != chosen):
             try:
                 return step, _load(self.path(step), wanted)
             except _Damaged as damage:
@@ -110,6 +141,9 @@ class Checkpoints:
     def continue_from(self, step: int) -> None:
         """Removes what is not a complete checkpoint of `step` or earlier: damaged ones, and what a crash
         left."""
+        processes.of_first(lambda: self._tidy(step))
+
+    def _tidy(self, step: int) -> None:
         kept = {str(complete) for complete in self.steps if complete <= step}
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
             if path.name.partition(".")[0].isdigit() and path.name not in kept:
@@ -136,11 +170,11 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def restore_modules(
-    run_dir: Path | str, names: Iterable[str] | None = None, *, ema: bool = True
+    run_dir: Path | str, names: Iterable[str] | None = None, *, ema: bool = True, best: str = ""
 ) -> tuple[int, Parameters]:
-    """(step, {module: parameters}) of the newest readable checkpoint of a run: the modules `names`, or all
-    that were trained; their running averages if the run keeps them and `ema`. Reads nothing else; arrays lie
-    on the first device.
+    """(step, {module: parameters}) of the newest readable checkpoint of a run, or of the best one by the
+    score `best`: the modules `names`, or all that were trained; their running averages if the run keeps them
+    and `ema`. Reads nothing else; arrays lie on this process's first device.
 
     Frozen modules are not in a run: compose them from their cards. Raises CheckpointError if there is no
     checkpoint, or a module was not trained in this run.
@@ -157,7 +191,7 @@ def restore_modules(
         items = [AVERAGE + name if ema and AVERAGE + name in there else name for name in chosen]
         with _context():
             stored = ocp.checkpointables_metadata(str(path)).metadata
-        first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         return {
             item: jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=first), stored[item]
@@ -165,7 +199,7 @@ def restore_modules(
             for item in items
         }
 
-    restored = Checkpoints(run_dir).restore(wanted)
+    restored = Checkpoints(run_dir, judged_by=best).restore(wanted, best=True)
     if restored is None:
         raise CheckpointError(f"{run_dir}: there is no checkpoint in this folder")
     step, items = restored
@@ -187,19 +221,24 @@ class _Damaged(Exception):
 
 
 def _load(path: Path, wanted: Wanted) -> dict[str, Any]:
+    loaded, reason = {}, ""
     try:
         items = wanted(path) if callable(wanted) else wanted
-        _verify(path, items)
+        processes.of_first(lambda: _verify(path, items))
         with _context():
-            return ocp.load_checkpointables(str(path), dict(items))
-    except (CheckpointError, _Damaged):
+            loaded = ocp.load_checkpointables(str(path), dict(items))
+    except CheckpointError:
         raise
+    except _Damaged as damage:
+        reason = str(damage)
     except Exception as error:  # whatever a damaged file makes Orbax raise
         reason = _brief(error)
-    with warnings.catch_warnings():  # Orbax leaves coroutines behind that it never awaited
-        warnings.simplefilter("ignore", RuntimeWarning)
-        gc.collect()
-    raise _Damaged(reason)
+    if reasons := [one for one in processes.exchange(reason) if one]:
+        with warnings.catch_warnings():  # Orbax leaves coroutines behind that it never awaited
+            warnings.simplefilter("ignore", RuntimeWarning)
+            gc.collect()
+        raise _Damaged(reasons[0])
+    return loaded
 
 
 def _seal(path: Path) -> None:

@@ -15,6 +15,7 @@ import random
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -69,6 +70,57 @@ def fetch(
             ) from None
 
 
+@dataclass(frozen=True)
+class _First:
+    """A file whose content nobody stated. `sha256` is only what its download is called in the cache."""
+
+    path: str
+    sha256: str
+    bytes: int
+    urls: tuple[str, ...]
+
+
+def fetch_first(
+    path: str,
+    urls: tuple[str, ...],
+    name: str,
+    cache: Cache,
+    *,
+    patience: Patience = Patience(),
+    meter: Meter | None = None,
+) -> dict[str, Any]:
+    """Downloads a file whose content is not known, and records it as what `name` is from now on: its sha256,
+    size and address, which are returned. It must have the size that the server states. Raises
+    DownloadError."""
+    meter, told = meter or Meter(), []
+    if offline():
+        raise DownloadError(f"{OFFLINE} is set and {path} was never downloaded; unset {OFFLINE}")
+    key = hashlib.sha256(f"{name} {path}".encode()).hexdigest()
+    with cache.locked(key, lambda: meter.say(f"{path}: waiting for another process that downloads it")):
+        if found := cache.pinned(name):
+            return found
+        for url in urls:
+            try:
+                with remote.open_at(url, 0, "", patience) as stream:
+                    size = stream.length
+                if not size:
+                    raise Refused("does not say how many bytes it has, so a part would look like the whole")
+                first = _First(path, key, size, (url,))
+                with _Download(first, cache, patience, meter, known=False).opened() as download:
+                    download.run()
+                known = {"sha256": download.digest.hexdigest(), "bytes": size, "url": url}
+                cache.keep(known["sha256"], come_as=key)
+                cache.pin(name, known)
+                return known
+            except DownloadError as error:
+                told.append(f"{url}: {error}")
+            except OSError as error:
+                raise DownloadError(
+                    f"{path} cannot be written to {cache.folder} ({error.strerror or error})"
+                ) from None
+    raise DownloadError(f"{path} could not be downloaded: {'; '.join(told)}")
+
+
 def offline() -> bool:
     """Has the user forbidden the network?"""
     return os.environ.get(OFFLINE, "") not in ("", "0")
@@ -79,9 +131,11 @@ def described(file: Wanted) -> str:
 
 
 class _Download:
-    """One file on its way into the cache: `done` bytes are in the partial file and in `digest`."""
+    """One file on its way into the cache: `done` bytes are in the partial file and in `digest`. `known`: is
+    its content known, by its sha256?"""
 
-    def __init__(self, file: Wanted, cache: Cache, patience: Patience, meter: Meter):
+    def __init__(self, file: Wanted, cache: Cache, patience: Patience, meter: Meter, known: bool = True):
+        self.known = known
         self.file, self.cache, self.patience, self.meter = file, cache, patience, meter
         self.done, self.digest = 0, hashlib.sha256()
         self.glued = False  # of more than one answer
@@ -166,7 +220,7 @@ class _Download:
         except Unresumable:
             self._begin()
             raise
-        if (found := self.digest.hexdigest()) != self.file.sha256:
+        if self.known and (found := self.digest.hexdigest()) != self.file.sha256:
             reason = f"sent a file of sha256 {found}"
             glued = self.glued
             self._begin()

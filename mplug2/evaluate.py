@@ -1,6 +1,7 @@
 """Evaluation: a recipe's evaluations on held-out examples -> scores with intervals, and what was said.
 
-Every example is scored exactly once. Scores are called `image_answer` and, by type, `image_answer/count`;
+Every example is scored exactly once, in any number of processes (mplug2.processes), all of which get the
+results. Scores are called `image_answer` and, by type, `image_answer/count`;
 what `blind` and `chance` are is told in mplug2.evaluations. Choose nothing by the test split: that is what
 `validation` is for.
 """
@@ -14,6 +15,7 @@ import jax
 from rich.console import Console
 from rich.progress import Progress
 
+from mplug2 import processes
 from mplug2.data.tokens import Tokenizer
 from mplug2.errors import RecipeError, nearest
 from mplug2.evaluations import (
@@ -57,12 +59,13 @@ def evaluate(
     limit: int | None = None,
     predictions: Path | None = None,
     console: Console | None = None,
+    compiled: Compiled | None = None,
 ) -> Results:
     """Runs the recipe's evaluations, or those named in `only`, on the first `limit` examples of `split`.
 
     `predictions`: a folder that gets one JSON-lines file per evaluation, one object per example. Progress is
-    shown on `console`. Raises RecipeError for an unknown name, a recipe that measures nothing, or a module
-    that is missing.
+    shown on `console`. `compiled`: the outputs of this network with `params`, where there are any already.
+    Raises RecipeError for an unknown name, a recipe that measures nothing, or a module that is missing.
     """
     if not recipe.evaluations:
         raise RecipeError(f"recipe {recipe.name} has no evaluations")
@@ -77,11 +80,12 @@ def evaluate(
     for evaluation in chosen.values():
         for outputs in evaluation.outputs:
             select(outputs, network.configs)
-    compiled = Compiled(network, jax.device_put(params), recipe.preprocessing)
+    if compiled is None:
+        compiled = Compiled(network, jax.device_put(params), recipe.preprocessing)
     inference = Inference(compiled=compiled, recipe=recipe, tokenizer=tokenizer, split=split, limit=limit)
     scores: dict[str, Score] = {}
     # Refreshed by hand: rich's own thread would import while TFDS, loaded with the data, replaces `import`.
-    screen = console or Console(stderr=True)
+    screen = console or Console(stderr=True, quiet=not processes.first())
     with Progress(console=screen, transient=True, auto_refresh=False) as progress:
         bar = progress.add_task("evaluation", total=len(chosen))
         for count, (name, evaluation) in enumerate(chosen.items()):
@@ -93,7 +97,7 @@ def evaluate(
             progress.update(bar, description=name, completed=count, refresh=True)
             measured = evaluation.measure(replace(inference, advance=advance))
             scores |= {name + end: score for end, score in measured.scores.items()}
-            if predictions is not None:
+            if predictions is not None and processes.first():
                 predictions.mkdir(parents=True, exist_ok=True)
                 lines = [json.dumps(said) + "\n" for said in measured.predictions]
                 (predictions / f"{name}.jsonl").write_text("".join(lines))

@@ -303,7 +303,7 @@ def _answers(
 def _predictions(
     examples: Sequence[Example], truth: Iterable[Any], said: Iterable[Any], correct: Iterable[Any]
 ) -> list[dict[str, Any]]:
-    """One JSON-able line an example."""
+    """One JSON-able line an example; `video` is the id of its video, where it has one."""
     return [
         {
             "index": int(example["index"]),
@@ -312,5 +312,6 @@ def _predictions(
             "correct": bool(hit),
             "type": example.get("type", ""),
         }
+        | ({"video": example["video"]} if "video" in example else {})
         for example, right, prediction, hit in zip(examples, truth, said, correct, strict=True)
     ]

@@ -19,7 +19,7 @@ from mplug2.data.pixels import Preprocessing
 from mplug2.errors import CardError, Mplug2Error
 from mplug2.network import Network, parts_of
 from mplug2.recipe import Objective
-from mplug2.roles import Config, Execution
+from mplug2.roles import Config, Execution, base_of
 
 ORDER = ("vision", "temporal", "connector", "text", "universal", "fusion", "decoder")
 """Modules as a clip and a text meet them; heads come after."""
@@ -53,8 +53,27 @@ def _facts(module: str, card: Card, connected: bool) -> Iterator[tuple[str, Any]
         yield "vocabulary", card.interface.vocabulary
     if card.tokenizer is not None:
         yield "tokenizer", card.tokenizer.sha256
+    if card.questions is not None:
+        yield "questions", card.questions
     if card.preprocessing is not None:
         yield "preprocessing", card.preprocessing
+
+
+def check_base(delta: Card, base: Card | None) -> None:
+    """Raises CardError, with both sides, unless `base` is the very module that a delta was trained on."""
+    wanted = base_of(delta.module)
+    if base is None:
+        raise CardError(
+            f"card {delta.name} is a delta of the {wanted} of sha256 {delta.base}, "
+            f"no card of {wanted} is given"
+        )
+    if base.file.sha256 != delta.base:
+        raise CardError(
+            f"card {delta.name} is a delta of the {wanted} of sha256 {delta.base}, "
+            f"card {base.name} has sha256 {base.file.sha256}"
+        )
+    if differing := differences(getattr(delta.config, "of", None), base.config):
+        raise CardError(f"cards {delta.name} and {base.name} do not fit: {', '.join(differing)}")
 
 
 def differences(card: Any, recipe: Any, where: str = "") -> list[str]:

@@ -1,42 +1,33 @@
-"""The hub: find published modules, load them verified, compose them, account for every array, publish them.
+"""The hub: find published modules, load them verified, compose them, account for every array.
 
-The shelf is the package's own folder of cards (checkpoints/). Loading is a hard gate: every array of a
-network is loaded, initialised by a rule, or an array of a file is skipped by a rule; anything else is an
-error that lists both sides. Parameters are nested dicts of float32 as in mplug2.network, whatever type their
-file stores.
+The shelf is the package's own folder of cards (checkpoints/). Parameters are nested dicts of float32 as in
+mplug2.network, whatever type their file stores.
 """
 
 import dataclasses
-import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from mplug2 import placing, weights
+from mplug2 import gate, placing, weights
 from mplug2.cache import Cache
-from mplug2.card import Card, File, Interface, Parents, Score, Tokens, Trained, interface, read_card
-from mplug2.data.pixels import Preprocessing
+from mplug2.card import Card, draft, read_card
 from mplug2.download import fetch
 from mplug2.errors import CardError, nearest
-from mplug2.fit import check_fit, check_routes, differences
+from mplug2.fit import check_base, check_fit, check_routes, differences
+from mplug2.gate import NONE, Rules
 from mplug2.loading import Line, Report
 from mplug2.meter import Bar, Meter
 from mplug2.network import Network, Parameters, flat, nested
-from mplug2.recipe import Recipe
+from mplug2.recipe import Mode, Recipe
 from mplug2.roles import DELTA, Config, Execution, base_of
 
 DEFAULT = "small"
 """The family of shelf cards (`vision-small`, `text-small`, ...) that commands use when told nothing."""
-
-Rules = Mapping[str, Iterable[str]]
-"""By module, patterns of array names (`fnmatch`), as exceptions to the gate."""
-
-NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 # --- Find
@@ -102,7 +93,7 @@ def _cards_at(place: str | Path) -> list[Card]:
 
 def _card_files(folder: Path) -> list[Path]:
     """Of a folder; a lock, a report or a schema that lies beside them is no card."""
-    others = (".schema.json", ".lock.json", ".load_report.json")
+    others = (".schema.json", ".release.json", ".lock.json", ".load_report.json")
     return sorted(path for path in folder.glob("*.json") if not f".{path.name}".endswith(others))
 
 
@@ -112,41 +103,35 @@ def _card_files(folder: Path) -> list[Path]:
 def load(card: Card) -> tuple[Config, Parameters]:
     """A module's config and parameters. Raises CardError unless the file is the card's own, by size and
     sha256, and holds the config's arrays and no other."""
-    return card.config, _widened(stored(card)[0])
+    return card.config, _widened(stored(card))
 
 
-def stored(*cards: Card) -> list[dict[str, np.ndarray]]:
-    """Of each card the module's arrays by name as its file stores them, verified like `load`'s: read-only
-    views of the mapped file."""
-    expected: dict[tuple[str, Config], Mapping[str, jax.ShapeDtypeStruct]] = {}
-    found = []
-    for card in cards:
-        kind = card.module, card.config
-        if kind not in expected:  # tracing a large config takes longer than opening its file
-            expected[kind] = _shapes({card.module: card.config}, f"card {card.name}")[card.module]
-        arrays = _arrays(card)
-        _gate(card, expected[kind], arrays, initialise=(), skip=())
-        found.append(arrays)
-    return found
+def stored(card: Card) -> dict[str, np.ndarray]:
+    """A module's arrays by name as its file stores them, verified as by `load`: read-only views of the mapped
+    file."""
+    return _checked(card)[0]
 
 
 def load_onto(card: Card, mesh: jax.sharding.Mesh, *, verify: bool = True) -> Parameters:
     """A module's parameters on the devices of a mesh, by the table in mplug2.sharding, without a copy on the
     host. `verify=False` trusts that the file was verified when it was downloaded, so that each process of
     many reads its own slices only. Raises CardError, DownloadError."""
-    expected = _shapes({card.module: card.config}, f"card {card.name}")[card.module]
-    arrays = _arrays(card, verify=verify)
-    _gate(card, expected, arrays, initialise=(), skip=())
+    arrays, expected = _checked(card, verify)
     axes = flat(Network({card.module: card.config}).axes[card.module])
     return _nested(placing.place(arrays, placing.on_mesh(mesh, axes, expected)))
+
+
+def is_here(card: Card) -> Path | None:
+    """The card's weights, where they need not be downloaded: the file beside it, or one in the cache."""
+    if card.weights.is_file():
+        return card.weights
+    return Cache.default().find(card.file.sha256, card.file.bytes)
 
 
 def located(card: Card, meter: Meter | None = None) -> Path:
     """The card's weights: the file beside it, or one in the cache, downloaded on first use. Raises CardError
     where the card gives no address, DownloadError."""
-    if card.weights.is_file():
-        return card.weights
-    if found := Cache.default().find(card.file.sha256, card.file.bytes):
+    if found := is_here(card):
         return found
     if not card.file.urls:
         raise CardError(f"card {card.name}: its weights are not at {card.weights}, and it gives no address")
@@ -154,6 +139,13 @@ def located(card: Card, meter: Meter | None = None) -> Path:
         return fetch(card.file, meter=meter)
     with Bar() as bar:
         return fetch(card.file, meter=bar)
+
+
+def _checked(card: Card, verify: bool = True) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
+    """A module's arrays as its file stores them, and the shapes that its config expects, which they have."""
+    expected, arrays = gate.shapes(card.config, f"card {card.name}"), _arrays(card, verify=verify)
+    gate.check(card, expected, arrays)
+    return arrays, expected
 
 
 def _arrays(card: Card, verify: bool = True) -> dict[str, np.ndarray]:
@@ -177,66 +169,8 @@ def _widened(arrays: Mapping[str, np.ndarray]) -> Parameters:
     return _nested({name: array.astype(np.float32, copy=False) for name, array in arrays.items()})
 
 
-def _shapes(modules: Mapping[str, Config], who: str) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """{module: {array name: shape and type}}, by tracing the configs' own builders; no array is made."""
-    try:
-        return {name: flat(tree) for name, tree in Network(modules).shapes.items()}
-    except (
-        Exception
-    ) as error:  # the numbers are a stranger's, and any layer may be the one that cannot take them
-        raise CardError(f"{who}: its config cannot be built ({type(error).__name__}: {error})") from None
-
-
 def _nested(arrays: Mapping[str, Any]) -> Parameters:
     return nested({tuple(name.split(".")): array for name, array in arrays.items()})
-
-
-def _gate(
-    card: Card,
-    expected: Mapping[str, jax.ShapeDtypeStruct],
-    arrays: Mapping[str, np.ndarray],
-    *,
-    initialise: Iterable[str],
-    skip: Iterable[str],
-) -> tuple[set[str], set[str], set[str]]:
-    """(loaded, initialised, skipped) names, which together are all there are on either side; CardError
-    otherwise."""
-    fresh = _matching(initialise, set(expected), card, "initialise", "the config")
-    dropped = _matching(skip, set(arrays), card, "skip", "the file")
-    missing = sorted(set(expected) - set(arrays) - fresh)
-    extra = sorted(set(arrays) - set(expected) - dropped)
-    loaded = set(expected) & set(arrays) - fresh - dropped
-    missing += sorted(set(expected) & dropped - fresh)
-    wrong = [
-        f"{name} (config {expected[name].shape}, file {arrays[name].shape})"
-        for name in sorted(loaded)
-        if expected[name].shape != arrays[name].shape
-    ]
-    if missing or extra or wrong:
-        raise CardError(
-            f"card {card.name}: the config has {len(expected)} arrays, "
-            f"the file {card.file.path} has {len(arrays)}"
-            + (f"; only in the config: {_listing(missing)}" if missing else "")
-            + (f"; only in the file: {_listing(extra)}" if extra else "")
-            + (f"; of another shape: {_listing(wrong)}" if wrong else "")
-        )
-    return loaded, fresh, set(arrays) - loaded
-
-
-def _matching(patterns: Iterable[str], names: set[str], card: Card, rule: str, side: str) -> set[str]:
-    found: set[str] = set()
-    for pattern in patterns:
-        if not (hits := set(fnmatch.filter(names, pattern))):
-            raise CardError(
-                f'card {card.name}: rule {rule} "{pattern}" matches no array of {side}'
-                + nearest(pattern, names)
-            )
-        found |= hits
-    return found
-
-
-def _listing(names: list[str], most: int = 12) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 # --- Compose
@@ -258,6 +192,15 @@ def on_shelf(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, modes={**dict.fromkeys(chosen, "full"), **modes}, cards=chosen)
 
 
+class _Source(NamedTuple):
+    """Where a module comes from: its card, or without one its initialisation."""
+
+    mode: Mode
+    card: Card | None = None
+    initialise: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+
+
 def loaded(recipe: Recipe, *, initialise: Rules = NONE, skip: Rules = NONE) -> tuple[Parameters, Report]:
     """What a recipe's modes other than `init` load, arrays that are to be initialised left out, and the
     account of all.
@@ -265,10 +208,7 @@ def loaded(recipe: Recipe, *, initialise: Rules = NONE, skip: Rules = NONE) -> t
     `initialise` and `skip` are the rules by which arrays of a network or of a file may be excused. Raises
     CardError.
     """
-    params: Parameters = {}
-    lines: list[Line] = []
     parts = recipe.parts
-    shapes = {name: flat(tree) for name, tree in Network(parts).shapes.items()}
     for name, rules in (("initialise", initialise), ("skip", skip)):
         for module in rules:
             if module not in parts or recipe.mode(module) == "init":
@@ -276,29 +216,46 @@ def loaded(recipe: Recipe, *, initialise: Rules = NONE, skip: Rules = NONE) -> t
                 raise CardError(
                     f"rule {name}: module {module!r} is not loaded, {loads} are{nearest(module, loads)}"
                 )
+    sources = {}
     for module in parts:
-        expected, mode = shapes[module], recipe.mode(module)
-        if mode == "init":
-            lines.append(Line.of(module, mode, initialised=expected))
+        card = None if recipe.mode(module) == "init" else card_of(recipe, module)
+        excused = tuple(initialise.get(module, ())), tuple(skip.get(module, ()))
+        sources[module] = _Source(recipe.mode(module), card, *excused)
+    return _loaded(Network(parts), sources)
+
+
+def _loaded(network: Network, sources: Mapping[str, _Source]) -> tuple[Parameters, Report]:
+    """What the sources' cards hold, through the gate, and the account of every array of the network."""
+    params: Parameters = {}
+    lines: list[Line] = []
+    for module, source in sources.items():
+        expected, card = flat(network.shapes[module]), source.card
+        if card is None:
+            lines.append(Line.of(module, source.mode, initialised=expected))
             continue
-        card = card_of(recipe, module)
         arrays = _arrays(card)
-        taken, fresh, skipped = _gate(
-            card, expected, arrays, initialise=initialise.get(module, ()), skip=skip.get(module, ())
-        )
-        params[module] = _widened({key: arrays[key] for key in taken})
+        passed = gate.check(card, expected, arrays, initialise=source.initialise, skip=source.skip)
+        params[module] = _widened({key: arrays[key] for key in passed.loaded})
         lines.append(
             Line.of(
                 module,
-                mode,
+                source.mode,
                 card=card.name,
                 sha256=card.file.sha256,
-                loaded={key: expected[key] for key in taken},
-                initialised={key: expected[key] for key in fresh},
-                skipped={key: arrays[key] for key in skipped},
+                loaded={key: expected[key] for key in passed.loaded},
+                initialised={key: expected[key] for key in passed.initialised},
+                skipped={key: arrays[key] for key in passed.skipped},
             )
         )
     return params, Report(tuple(lines))
+
+
+def _completed(network: Network, params: Parameters, report: Report, seed: int) -> Parameters:
+    """With what the account calls initialised."""
+    begun = {line.module: network.configs[line.module] for line in report.lines if line.initialised}
+    fresh = jax.jit(Network(begun, network.execution).init)(seed)
+    whole = {module: _nested(flat(tree) | flat(params.get(module, {}))) for module, tree in fresh.items()}
+    return {module: whole[module] if module in whole else params[module] for module in network.configs}
 
 
 def load_as(recipe: Recipe, module: str) -> Parameters:
@@ -316,7 +273,7 @@ def card_of(recipe: Recipe, module: str) -> Card:
     if differing := differences(card.config, recipe.parts[module]):
         raise CardError(
             f"recipe {recipe.name}: card {card.name} has another {module} than the recipe: "
-            + _listing(differing)
+            + gate.listing(differing)
         )
     if base := base_of(module):
         check_base(card, card_of(recipe, base))
@@ -338,36 +295,14 @@ def deltas(bases: Mapping[str, Card], *where: Card | str | Path) -> dict[str, tu
     return {base_of(module) or module: load(card) for module, card in found.items()}
 
 
-def check_base(delta: Card, base: Card | None) -> None:
-    """Raises CardError, with both sides, unless `base` is the very module that a delta was trained on."""
-    wanted = base_of(delta.module)
-    if base is None:
-        raise CardError(
-            f"card {delta.name} is a delta of the {wanted} of sha256 {delta.base}, "
-            f"no card of {wanted} is given"
-        )
-    if base.file.sha256 != delta.base:
-        raise CardError(
-            f"card {delta.name} is a delta of the {wanted} of sha256 {delta.base}, "
-            f"card {base.name} has sha256 {base.file.sha256}"
-        )
-    if differing := differences(getattr(delta.config, "of", None), base.config):
-        raise CardError(f"cards {delta.name} and {base.name} do not fit: {_listing(differing)}")
-
-
 def assemble(
     recipe: Recipe, *, initialise: Rules = NONE, skip: Rules = NONE
 ) -> tuple[Network, Parameters, Report]:
     """A recipe's network, its parameters by each module's mode, and the account of every array. Raises
     CardError."""
-    parts = recipe.parts
-    network = Network(parts, recipe.execution)
+    network = Network(recipe.parts, recipe.execution)
     params, report = loaded(recipe, initialise=initialise, skip=skip)
-    begun = [line.module for line in report.lines if line.initialised]
-    fresh = jax.jit(Network({name: parts[name] for name in begun}, recipe.execution).init)(recipe.seed)
-    for module in begun:
-        params[module] = _nested(flat(fresh[module]) | flat(params.get(module, {})))
-    return network, {module: params[module] for module in parts}, report
+    return network, _completed(network, params, report, recipe.seed), report
 
 
 def compose(*chosen: Card | str | Path, execution: Execution = Execution()) -> tuple[Network, Parameters]:
@@ -395,97 +330,7 @@ def join(
         configs, next((card.preprocessing for card in by_module.values() if card.preprocessing), None)
     )
     network = Network(configs, execution)
-    params = {module: load(card)[1] for module, card in by_module.items()}
-    if fresh:
-        params |= jax.jit(Network(fresh, execution).init)(seed)
-    lines = [
-        Line.of(module, "init", initialised=flat(params[module]))
-        if module in fresh
-        else Line.of(
-            module,
-            "full",
-            card=by_module[module].name,
-            sha256=by_module[module].file.sha256,
-            loaded=flat(params[module]),
-        )
-        for module in configs
-    ]
-    return network, {module: params[module] for module in configs}, Report(tuple(lines))
-
-
-# --- Publish
-
-
-def draft(
-    name: str, module: str, config: Config, connects: Interface | None = None, base: str | None = None
-) -> Card:
-    """The card of a module whose file is still to be written."""
-    return Card(
-        name=name,
-        module=module,
-        config=config,
-        file=File(path=f"{name}.safetensors", sha256="0" * 64, bytes=1),
-        interface=connects or interface(module, config, "float32"),
-        licence="Apache-2.0",
-        base=base,
-    )
-
-
-def publish(
-    folder: str | Path,
-    name: str,
-    module: str,
-    config: Config,
-    params: Parameters,
-    *,
-    dtype: str = "float32",
-    licence: str = "Apache-2.0",
-    source: str = "",
-    paper: str = "",
-    trained: Trained | None = None,
-    parents: Parents | None = None,
-    scores: Mapping[str, Score] = NONE,
-    urls: tuple[str, ...] = (),
-    connects: Interface | None = None,
-    preprocessing: Preprocessing | None = None,
-    tokenizer: Tokens | None = None,
-    base: str | None = None,
-) -> Card:
-    """Writes one module as `<name>.safetensors` and `<name>.json` into `folder` and returns its card.
-
-    `params` is the module's own nested dict; `base` is the sha256 of what a delta adapts. Raises CardError
-    when its arrays are not the config's or not finite, in their own type or in `dtype`, and when the files
-    cannot be written.
-    """
-    if dtype not in weights.FLOATS:
-        raise CardError(
-            f"dtype {dtype!r}: weights are published as {sorted(weights.FLOATS)}"
-            + nearest(dtype, weights.FLOATS)
-        )
-    arrays = {key: np.asarray(array) for key, array in flat(params).items()}
-    path = Path(folder) / f"{name}.safetensors"
-    card = dataclasses.replace(
-        draft(name, module, config, connects or interface(module, config, dtype), base),
-        licence=licence,
-        source=source,
-        paper=paper,
-        trained=trained,
-        parents=parents,
-        scores=dict(scores),
-        preprocessing=preprocessing,
-        tokenizer=tokenizer,
-        folder=path.parent,
-    )
-    _gate(card, _shapes({module: config}, f"module {module}")[module], arrays, initialise=(), skip=())
-    with np.errstate(
-        over="ignore"
-    ):  # what does not fit becomes infinite, which is refused below with its name
-        arrays = {key: array.astype(weights.FLOATS[dtype]) for key, array in arrays.items()}
-    if strange := sorted(
-        key for key, array in arrays.items() if not np.isfinite(array.astype(np.float32)).all()
-    ):
-        raise CardError(f"module {module}: not finite as {dtype}: {_listing(strange)}")
-    sha256, size = weights.write(path, arrays, {"card": name})
-    card = dataclasses.replace(card, file=File(path=path.name, sha256=sha256, bytes=size, urls=urls))
-    card.write()
-    return card
+    sources = {module: _Source("full", by_module[module]) for module in by_module}
+    sources |= {module: _Source("init") for module in fresh}
+    params, report = _loaded(network, sources)
+    return network, _completed(network, params, report, seed), report

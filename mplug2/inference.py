@@ -1,7 +1,8 @@
 """Inference: functions of a batch and the modules that they name -> outputs; compiled, and run over a split.
 
 The functions are the tasks of mplug2.tasks without their losses. Over a split batches are of a fixed size;
-the last one is filled up, and what was filled up is cut off again.
+the last one is filled up, and what was filled up is cut off again. Several processes take the batches in
+turn: the same batches, and so the same numbers, as one process.
 """
 
 import copy
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from mplug2 import processes
 from mplug2.data.pixels import Preprocessing
 from mplug2.data.stream import Mixture, collate
 from mplug2.data.tokens import Tokenizer
@@ -32,6 +34,7 @@ from mplug2.roles import (
     Text,
     Universal,
     Vision,
+    base_of,
     padding_mask,
 )
 from mplug2.routes import fused_memory, read, see
@@ -187,12 +190,14 @@ class Compiled:
         same modules and any deltas. Nothing is compiled again where the shapes are the same."""
         other = copy.copy(self)
         other._params = network.adapted(params)
+        if any(map(base_of, {**self._params, **other._params})):  # other inputs are another program
+            other._network, other._known = network, {}
         return other
 
     def __call__(self, outputs: Callable[..., Any], *fixed: Any) -> Compute:
         """`outputs(*fixed, batch, **modules)`. Raises RecipeError, naming it, on a module that is missing."""
         if (outputs, *fixed) not in self._known:
-            select(outputs, self._params)
+            self._chosen(outputs)
 
             def compute(params: Parameters, batch: Batch) -> Any:
                 if "clips" in batch:
@@ -200,8 +205,13 @@ class Compiled:
                 return outputs(*fixed, batch, **self._network.bind(params))
 
             self._known[outputs, *fixed] = jax.jit(compute)
-        known, params = self._known[outputs, *fixed], select(outputs, self._params)
+        known, params = self._known[outputs, *fixed], self._chosen(outputs)
         return lambda batch: jax.device_get(known(params, batch))
+
+    def _chosen(self, outputs: Callable[..., Any]) -> Parameters:
+        """The modules that `outputs` composes, with the deltas that are not merged into them."""
+        parts = select(outputs, self._params)
+        return parts | {name: tree for name, tree in self._params.items() if base_of(name) in parts}
 
     def __len__(self) -> int:
         return len(self._known)
@@ -244,24 +254,29 @@ class Inference:
         places = [(source, index) for source in sources for index in range(len(source))][: self.limit]
         if not places:
             raise DataError(f"the {self.split} split of {data} holds no example")
-        examples, found = [], []
-        for start in range(0, len(places), batch):
+
+        def part(start: int) -> tuple[list[Example], Any]:
             rows = [source[index] for source, index in places[start : start + batch]]
             full = collate(rows + rows[:1] * (batch - len(rows)), lengths, self.tokenizer, seed=0)
             computed = compute(prepare({name: full[name] for name in full if name != "label"}))
-            found.append(jax.tree.map(operator.itemgetter(slice(len(rows))), computed))
-            examples += map(_without_pixels, rows)
-            self.advance(len(examples), len(places))
-        return examples, jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+            self.advance(start + len(rows), len(places))
+            cut = jax.tree.map(operator.itemgetter(slice(len(rows))), computed)
+            return [_without_pixels(row) for row in rows], cut
+
+        parts = processes.dealt(part, range(0, len(places), batch))
+        examples = [example for some, _ in parts for example in some]
+        return examples, jax.tree.map(lambda *found: np.concatenate(found), *(found for _, found in parts))
 
     def text_vectors(self, texts: Sequence[str], length: int, batch: int) -> np.ndarray:
         """Unit vectors of texts, each cut or padded to `length` ids."""
-        compute, found = self.compiled(text_vectors), []
-        for start in range(0, len(texts), batch):
+        compute = self.compiled(text_vectors)
+
+        def part(start: int) -> np.ndarray:
             some = list(texts[start : start + batch])
             ids = [self.tokenizer.encode(text, length) for text in some + some[:1] * (batch - len(some))]
-            found.append(compute({"text": np.stack(ids)})[: len(some)])
-        return np.concatenate(found)
+            return compute({"text": np.stack(ids)})[: len(some)]
+
+        return np.concatenate(processes.dealt(part, range(0, len(texts), batch)))
 
     def writer(self, search: Search | AnswerList) -> Write:
         """What writes texts by a search, or chooses them from a list."""

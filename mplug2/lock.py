@@ -15,13 +15,15 @@ from typing import Any
 import jax
 
 from mplug2 import files, hub
-from mplug2.card import Card, File, Tokens, decode, encode, read_json
+from mplug2.card import Card, File, Tokens
 from mplug2.card_tokenizer import tokens_of
 from mplug2.data.pixels import Preprocessing
 from mplug2.errors import CardError, CheckpointError
+from mplug2.fit import differences
 from mplug2.network import Network, Parameters
 from mplug2.recipe import Mode, Recipe
 from mplug2.roles import Config, Execution
+from mplug2.typed_json import decode, encode, read_json
 
 FILE = "lock.json"
 
@@ -120,7 +122,7 @@ def _card(lock: Lock, module: str, part: Part) -> Card:
     found: dict[str, Any] = {"sha256": card.file.sha256, "config": card.config}
     for fact, value in locked.items():
         if found[fact] != value:
-            said = hub.differences(found[fact], value) if fact == "config" else []
+            said = differences(found[fact], value) if fact == "config" else []
             raise CardError(
                 f"module {module} was locked as card {part.card} of {fact} {value}; card {card.name} at "
                 f"{card.folder} has {fact} {found[fact]}" + (f" ({', '.join(said)})" if said else "")

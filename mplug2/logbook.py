@@ -79,6 +79,11 @@ class Logbook:
             self._printed = now
             self.say(f"{self._name}: step {step}/{self.steps}  {said}")
 
+    def judge(self, step: int, name: str, score: float) -> None:
+        """The score of a checkpoint."""
+        self._events.add_scalar(f"checkpoint/{name}", score, step)
+        self.say(f"{self._name}: step {step}/{self.steps}  checkpoint: {name} {score:.4f}")
+
     def say(self, sentence: str) -> None:
         """A line above the bar."""
         self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
@@ -93,6 +98,25 @@ class Logbook:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Silence:
+    """The logbook of a process whose run another one logs."""
+
+    def ready(self, step: int) -> None: ...
+
+    def advance(self, step: int) -> None: ...
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def judge(self, step: int, name: str, score: float) -> None: ...
+
+    def say(self, sentence: str) -> None: ...
+
+    def __enter__(self) -> "Silence":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 def read_metrics(folder: Path | str) -> list[dict[str, float]]:

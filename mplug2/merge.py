@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 
 from mplug2 import hub, weights
-from mplug2.card import Card, File, Parent, Parents, encode
+from mplug2.card import Card, File, Parent, Parents, draft
 from mplug2.errors import CardError, nearest
 from mplug2.merge_methods import GreedySoup, Method, Tensor
 from mplug2.network import Network, flat
+from mplug2.typed_json import encode
 
 Place = Card | str | Path
 Coefficients = Sequence[float] | Mapping[str, Sequence[float]] | None
@@ -127,9 +128,10 @@ def planned(
     licence: str,
 ) -> dict[str, Plan]:
     """What `merge` would do, by module. Raises CardError where it would."""
-    if not parents or method.parents not in (None, len(parents)):
-        expected = f"{method.parents}" if method.parents else "at least 1"
-        raise CardError(f"{method.name} of {len(parents)} parents, expected {expected}")
+    least, most = method.parents
+    if not least <= len(parents) <= most:
+        expected = f"{least}" if least == most else f"at least {least}"
+        raise CardError(f"{method.name} of {len(parents)} parent(s), expected {expected}")
     if method.based != (base is not None):
         needs = "needs the base that its parents were trained from" if method.based else "has no base"
         raise CardError(f"{method.name} {needs}, and {base or 'none'} is given")
@@ -148,13 +150,14 @@ def planned(
         _check_alike(cards if origin is None else (origin, *cards))
         origins = _check_base(cards, origin)
         card = dataclasses.replace(
-            hub.draft(f"{module}-{family}", module, cards[0].config, cards[0].interface),
+            draft(f"{module}-{family}", module, cards[0].config, cards[0].interface),
             licence=licence or _licence(cards),
             source=cards[0].source if len({card.source for card in cards}) == 1 else "",
             paper=cards[0].paper if len({card.paper for card in cards}) == 1 else "",
             parents=_parents(method, cards, shares, origins),
             preprocessing=next((one.preprocessing for one in cards if one.preprocessing), None),
             tokenizer=next((one.tokenizer for one in cards if one.tokenizer), None),
+            questions=next((one.questions for one in cards if one.questions), None),
             folder=folder,
         )
         stored = {one.interface.dtype for one in cards}
@@ -198,7 +201,7 @@ def _check_alike(cards: Sequence[Card]) -> None:
     preprocessing; what one of them does not state is not compared."""
     first = cards[0]
     for other in cards[1:]:
-        for fact in ("module", "config", "interface", "tokenizer", "preprocessing"):
+        for fact in ("module", "config", "interface", "tokenizer", "questions", "preprocessing"):
             said = [encode(getattr(card, fact)) for card in (first, other)]
             if None in said:
                 continue
@@ -275,7 +278,7 @@ def _finite(score: float) -> float:
 def _written(plan: Plan) -> Card:
     """Writes a module and its card, each tensor as it is made."""
     card = plan.card
-    files = hub.stored(*plan.parents, *([plan.base] if plan.base else []))
+    files = [hub.stored(one) for one in (*plan.parents, *([plan.base] if plan.base else []))]
     dtype = weights.FLOATS[card.interface.dtype]
     axes = flat(Network({card.module: card.config}).axes[card.module])
     kinds = {name: SimpleNamespace(shape=array.shape, dtype=dtype) for name, array in files[0].items()}

@@ -170,12 +170,12 @@ class Tensor:
 
 class Method(Protocol):
     """`based`: it needs the base. `shares`: its coefficients are shares, none below 0. `parents`: how many it
-    takes, None for any number. Its fields are its settings."""
+    takes, from and to. Its fields are its settings."""
 
     name: ClassVar[str]
     based: ClassVar[bool]
     shares: ClassVar[bool]
-    parents: ClassVar[int | None]
+    parents: ClassVar[tuple[int, float]]
 
     def __call__(self, tensor: Tensor) -> np.ndarray: ...
 
@@ -185,7 +185,7 @@ class _Any:
 
     based: ClassVar[bool] = True
     shares: ClassVar[bool] = False
-    parents: ClassVar[int | None] = None
+    parents: ClassVar[tuple[int, float]] = (1, math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +193,7 @@ class Soup(_Any):
     name: ClassVar[str] = "soup"
     based: ClassVar[bool] = False
     shares: ClassVar[bool] = True
+    parents: ClassVar[tuple[int, float]] = (2, math.inf)
 
     def __call__(self, tensor: Tensor) -> np.ndarray:
         return soup(tensor.parents, tensor.coefficients)
@@ -210,7 +211,7 @@ class Slerp(_Any):
     name: ClassVar[str] = "slerp"
     based: ClassVar[bool] = False
     shares: ClassVar[bool] = True
-    parents: ClassVar[int | None] = 2
+    parents: ClassVar[tuple[int, float]] = (2, 2)
 
     def __call__(self, tensor: Tensor) -> np.ndarray:
         one, other = tensor.parents
@@ -288,7 +289,7 @@ class Graft(_Any):
     """`take`: patterns (fnmatch) of "module.array", the arrays in which the mask may lie; empty: all."""
 
     name: ClassVar[str] = "graft"
-    parents: ClassVar[int | None] = 1
+    parents: ClassVar[tuple[int, float]] = (1, 1)
     density: float = 1.0
     take: tuple[str, ...] = ()
 

@@ -59,24 +59,33 @@ class Network:
             )
         return named
 
-    def bind(self, params: Parameters) -> dict[str, Any]:
+    def bind(self, params: Parameters, key: Array | None = None) -> dict[str, Any]:
         """Module objects around `params`; call it inside the function that is jitted. Tasks that call a
         module with the very same arrays share one computation, forward and backward. A module whose delta
-        is among `params` computes with adapted ones."""
-        params = self.adapted(params)
-        return {
-            name: Once(nnx.merge(graph, params[name]))
-            for name, graph in self._graphs.items()
-            if name in params
+        is among `params` is adapted by it; `key` is what deltas drop out by (None: nothing)."""
+        params = self.adapted(params, key)
+        objects = {
+            name: nnx.merge(graph, params[name]) for name, graph in self._graphs.items() if name in params
         }
+        for name, delta in list(objects.items()):
+            if (base := base_of(name)) is not None:
+                del objects[name]
+                if base in objects:
+                    objects[base] = delta.around(objects[base])
+        return {name: Once(module) for name, module in objects.items()}
 
-    def adapted(self, params: Parameters) -> Parameters:
-        """`params` with every delta applied to the module that it is of, and gone: other arrays are the very
-        same. (Outside a trace this merges them.)"""
+    def adapted(self, params: Parameters, key: Array | None = None) -> Parameters:
+        """`params` with every delta that merges applied to the module that it is of, and gone: other arrays
+        are the very same. (Outside a trace this merges them.)"""
         applied = {name: tree for name, tree in params.items() if base_of(name) is None}
         for name, base in ((name, base_of(name)) for name in params):
             if base in applied:
-                applied[base] = nnx.merge(self._graphs[name], params[name])(applied[base])
+                delta = nnx.merge(self._graphs[name], params[name])
+                if delta.merges:
+                    own_key = None if key is None else jax.random.fold_in(key, zlib.crc32(name.encode()))
+                    applied[base] = delta(applied[base], key=own_key)
+                else:
+                    applied[name] = params[name]
         return applied
 
 

@@ -57,9 +57,7 @@ class _Instruction:
 
     @property
     def bodies(self) -> list[str]:
-        """The computations that it runs."""
-        if self.opcode.endswith(("-done", "-update")):  # its start has run them
-            return []
+        """The computations that it runs; what ends in the background has run them when it began."""
         if self.opcode not in ("fusion", "while", "conditional", "call", "async-start"):
             return []
         branches = [name for found in _BRANCHES.findall(self.rest) for name in re.split(r"[,\s%]+", found)]

@@ -13,7 +13,7 @@ Not counted: numbers a device has few of (losses, norms of gradients, the featur
 """
 
 import math
-from collections import Counter
+from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -54,12 +54,14 @@ class Product:
 @dataclass(frozen=True)
 class Work:
     """What a recipe's step is, whatever the mesh: FLOPs of the model, and of the step with what `remat`
-    computes again; bytes that a part of the batch leaves for the backward pass; `keys`: bytes of all keys and
-    values that queries of other devices look at."""
+    computes again; bytes that a part of the batch leaves for the backward pass, `kept` on the devices and
+    `hosted` in their hosts' memory; `keys`: bytes of all keys and values that queries of other devices look
+    at."""
 
     model_flops: float
     flops: float
     kept: float
+    hosted: float
     products: tuple[Product, ...]
     keys: float
 
@@ -67,7 +69,8 @@ class Work:
         """That of so many times as large batches."""
         products = tuple(replace(it, bytes=factor * it.bytes) for it in self.products)
         flops, model = factor * self.flops, factor * self.model_flops
-        return Work(model, flops, factor * self.kept, products, factor * self.keys)
+        kept, hosted = factor * self.kept, factor * self.hosted
+        return Work(model, flops, kept, hosted, products, factor * self.keys)
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,9 @@ def abstract(mesh: sharding.Mesh) -> AbstractMesh:
 
 def study(recipe: Recipe) -> Work:
     """Traces the recipe's loss, for as long as a few seconds at large sizes."""
-    alone = replace(recipe, mesh=sharding.Mesh())
+    # Of fused attention a jaxpr shows no products: what it computes is the same as ours.
+    execution = replace(recipe.execution, attention="written")
+    alone = replace(recipe, mesh=sharding.Mesh(), execution=execution)
     trainer = Trainer(alone, Network(alone.parts, alone.execution))
     whole = batches(alone)
     part = jax.tree.map(
@@ -117,10 +122,12 @@ def study(recipe: Recipe) -> Work:
     reader = _Reader()
     jaxpr = jax.make_jaxpr(loss)(params, frozen, part).jaxpr
     reader.read(jaxpr, [*names, *[None] * (len(jaxpr.invars) - len(names))], 1)
+    kept, hosted = _kept(loss, params, frozen, part)
     return Work(
         model_flops=step_flops(alone, whole),
         flops=executed_flops(alone, whole),
-        kept=_kept(loss, params, frozen, part),
+        kept=kept,
+        hosted=hosted,
         products=tuple(reader.products.values()),
         keys=reader.keys,
     )
@@ -132,7 +139,7 @@ def on_paper(recipe: Recipe, work: Work, network: Network) -> Paper:
     check_mesh(recipe, mesh)
     shares = sharding.batch_shares(mesh) * mesh.shape["sequence"]
     parameters, frozen = 0, 0
-    traffic: Counter[tuple[str, str]] = Counter()
+    traffic: Traffic = defaultdict(float)
     for name, shapes in network.shapes.items():
         spread = sharding.shardings(mesh, network.axes[name], shapes)
         for leaf, place in zip(jax.tree.leaves(shapes), jax.tree.leaves(spread), strict=True):
@@ -180,7 +187,7 @@ def _store(
     spec: PartitionSpec,
     stored: int,
     trained: bool,
-    traffic: Counter[tuple[str, str]],
+    traffic: Traffic,
 ) -> None:
     """Gathers a parameter of which a device has `stored` bytes, and sums its gradient."""
     parts = mesh.shape["fsdp"]
@@ -198,9 +205,7 @@ def _store(
         traffic["all-reduce", "+".join(among)] += 2 * stored * (devices - 1) / devices
 
 
-def _share(
-    recipe: Recipe, work: Work, mesh: AbstractMesh, shares: int, traffic: Counter[tuple[str, str]]
-) -> None:
+def _share(recipe: Recipe, work: Work, mesh: AbstractMesh, shares: int, traffic: Traffic) -> None:
     """Sums of spread products, and keys and values for other devices' queries."""
     again = 2 if recipe.execution.remat == "full" else 1
     tensor, sequence = mesh.shape["tensor"], mesh.shape["sequence"]
@@ -242,16 +247,18 @@ def with_batches(recipe: Recipe, times: float) -> Recipe:
 # Read off the jaxpr
 
 
-def _kept(loss: Any, *given: Any) -> float:
-    """Bytes that the forward pass leaves for the backward pass, beside what it was given."""
+def _kept(loss: Any, *given: Any) -> tuple[float, float]:
+    """Bytes that the forward pass leaves for the backward pass, beside what it was given: (on devices, in
+    their hosts' memory)."""
 
     def residuals(params: Any, *others: Any) -> Any:
         return jax.tree.leaves(jax.vjp(lambda params: loss(params, *others), params)[1])
 
-    closed = jax.make_jaxpr(residuals)(*given)
-    inputs = set(closed.jaxpr.invars)
-    kept = {out for out in closed.jaxpr.outvars if not isinstance(out, Literal) and out not in inputs}
-    return float(sum(out.aval.size * out.aval.dtype.itemsize for out in kept))
+    jaxpr = jax.make_jaxpr(residuals)(*given).jaxpr
+    inputs, sizes = set(jaxpr.invars), {True: 0.0, False: 0.0}
+    for out in set(it for it in jaxpr.outvars if not isinstance(it, Literal)) - inputs:
+        sizes[out.aval.memory_space == jax.memory.Space.Host] += out.aval.size * out.aval.dtype.itemsize
+    return sizes[False], sizes[True]
 
 
 @dataclass(frozen=True)

@@ -44,9 +44,10 @@ class Candidate:
         return sum(self.paper.memory.values())
 
     @property
-    def order(self) -> tuple[float, float, int]:
-        """The sooner the better; where no rate is published, the fewer bytes."""
-        return self.times.worst or 0.0, sum(self.paper.traffic.values()), self.least
+    def order(self) -> tuple[float, ...]:
+        """The sooner the better, then the fewer bytes: moved to hosts (in a time that is not known), sent,
+        held."""
+        return self.times.worst or 0.0, self.work.hosted, sum(self.paper.traffic.values()), self.least
 
 
 @dataclass(frozen=True)

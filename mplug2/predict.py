@@ -18,14 +18,15 @@ import numpy as np
 from mplug2 import adapt, hub
 from mplug2.card import Card
 from mplug2.card_tokenizer import tokenizer_of
+from mplug2.card_wording import opened
 from mplug2.data.clips import frame_count, read_video
 from mplug2.data.pixels import Preprocessing, read_image
 from mplug2.data.scenes import CORNERS
 from mplug2.data.tokens import Tokenizer
 from mplug2.data.wording import Wording
 from mplug2.errors import CardError, DataError
+from mplug2.gate import NONE
 from mplug2.generate import Greedy, Search
-from mplug2.hub import NONE
 from mplug2.inference import (
     Compiled,
     Writer,
@@ -73,11 +74,18 @@ class Predictor:
 
     @classmethod
     def of(cls, *cards: Card | str | Path) -> "Predictor":
-        """Of cards, shelf names, families or directories (default: the shelf), with the tokenizer and
-        preprocessing that the cards state. Raises CardError where they do not fit together, or state none."""
+        """Of cards, shelf names, families or directories (default: the shelf), with the tokenizer,
+        preprocessing and wording that the cards state. Raises CardError where they do not fit together, or
+        state no tokenizer or preprocessing."""
         chosen = hub.cards(*cards)
         network, params = hub.compose(*chosen.values())
-        made = cls(network, params, tokenizer_of(chosen.values()), preprocessing_of(chosen.values()))
+        made = cls(
+            network,
+            params,
+            tokenizer_of(chosen.values()),
+            preprocessing_of(chosen.values()),
+            wording=opened(chosen.values()),
+        )
         made.cards = chosen
         return made
 

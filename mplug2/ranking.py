@@ -39,7 +39,8 @@ class Ranked:
     """The likeliest answer of a list, each scored by its whole text, end included.
 
     `file`: a json object whose keys are the answers, or jsonl with an "answer" a line; `length`: ids at most;
-    `wording`: how training worded answers; `rows`: answers scored side by side, which bounds the memory.
+    `wording`: how training worded answers; `rows`: answers of the list that are scored side by side for every
+    input of a batch: fewer need less memory.
     """
 
     file: str

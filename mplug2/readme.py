@@ -43,13 +43,14 @@ def text(cards: list[Card], where: str) -> str:
     what = "Modules" if len(cards) > 1 else "A module"
     lines = [f"# {where}", "", f"{what} of the [mplug2](https://arxiv.org/abs/2302.00402) zoo: {names}.", ""]
     for card in cards:
-        lines += _section(card)
+        lines += section(card)
     lines += ["## The route", "", "Where modules stand in a network:", "", "```", _ROUTE, "```", ""]
     lines += ["## Use", "", "```python", *_use(cards, where), "```", ""]
     return "\n".join([*head, *lines])
 
 
-def _section(card: Card) -> list[str]:
+def section(card: Card) -> list[str]:
+    """Markdown lines that say what a card states."""
     seen, wide = card.interface, f"width {card.interface.width}, stored as {card.interface.dtype}"
     rows = {
         "module": f"`{card.module}`: {', '.join(seen.reads)} → {', '.join(seen.writes)}; {wide}",
@@ -62,7 +63,7 @@ def _section(card: Card) -> list[str]:
     }
     if (how := card.trained) is not None:
         rows["trained"] = f"recipe `{how.recipe}`, {how.steps} steps, seed {how.seed}, commit {how.commit}"
-        rows["data"] = how.data
+        rows["data"] = how.data + (f", train split of sha256 `{how.data_sha256}`" if how.data_sha256 else "")
         rows["machine"] = how.machine
     if (come := card.parents) is not None:
         rows["parents"] = _descent(come)
@@ -71,6 +72,8 @@ def _section(card: Card) -> list[str]:
         rows["preprocessing"] = f"`{_config(card.preprocessing)}`"
     if card.tokenizer is not None:
         rows["tokenizer"] = f"`{card.tokenizer.file}`, sha256 `{card.tokenizer.sha256}`"
+    if card.questions is not None:
+        rows["questions"] = f"worded {card.questions.kind}, at most {card.questions.words} words"
     lines = [f"## {card.name}", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {_cell(value)} |" for name, value in rows.items() if value]
     if card.scores:

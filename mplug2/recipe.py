@@ -76,11 +76,17 @@ class OfficialAdamW(AdamW):
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """`modules`: configs by name; `modes`: `init` (fresh, the default), `full` (loaded, trained), `frozen`
-    (loaded, kept) or `lora` (loaded, kept, and adapted by a delta that is trained), by module; `deltas`: the
-    form of a module's delta, for when its mode is `lora`; `cards`: where loaded modules come from;
+    (loaded, kept) or `lora` (loaded, kept, and adapted by a delta that is trained), by module; `delta`:
+    the form of the deltas of modules whose mode is `lora`, unless `deltas` has another for the module;
+    `cards`: where loaded modules come from;
     `learning_rates`: factors by module, 1 where unsaid; `objectives`: what is learned, all of them in every
     step, losses summed by weight; `evaluations`: what is measured; `compiler`: XLA's own options for the
     training step, by name.
+
+    Of the checkpoints the newest `keep` stay, and the best one if `best` says what that is: a loss ("loss",
+    "loss/image_caption": the lowest mean since the last line of the log), or a score ("image_answer": the
+    highest on the validation split, measured at every checkpoint). The best one then counts as what the run
+    has learned, wherever it is evaluated, published or asked.
 
     In modes, cards and learning_rates, `universal_delta` is the delta of `universal`: a module of its own,
     fresh unless its mode says otherwise.
@@ -91,6 +97,7 @@ class Recipe:
     objectives: Mapping[str, Objective]
     evaluations: Mapping[str, Any] = field(default_factory=dict)
     modes: Mapping[str, Mode] = field(default_factory=dict)
+    delta: Form | None = None
     deltas: Mapping[str, Form] = field(default_factory=dict)
     cards: Mapping[str, str] = field(default_factory=dict)
     learning_rates: Mapping[str, float] = field(default_factory=dict)
@@ -109,6 +116,7 @@ class Recipe:
     log_every: int = 20
     checkpoint_every: int = 500
     keep: int = 2
+    best: str = ""
 
     def __post_init__(self):
         for objective in self.objectives.values():
@@ -118,10 +126,13 @@ class Recipe:
                 raise RecipeError(
                     f"recipe {self.name}: {name} is the name of a delta: give {base_of(name)} the mode lora"
                 )
-            if self.mode(name) == "lora" and name not in self.deltas:
-                raise RecipeError(
-                    f"recipe {self.name}: mode lora of {name} needs the form of its delta (deltas.{name})"
-                )
+        if unformed := [
+            name for name in self.modules if self.mode(name) == "lora" and name not in self.forms
+        ]:
+            raise RecipeError(
+                f"recipe {self.name}: mode lora of {unformed[0]} needs the form of its delta (delta, or "
+                f"deltas.{unformed[0]})"
+            )
         for label, names in (
             ("modes", self.modes),
             ("cards", self.cards),
@@ -135,6 +146,12 @@ class Recipe:
         for name in ("steps", "accumulate", "log_every", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"recipe {self.name}: {name} is {getattr(self, name)}, expected at least 1")
+        known = ["loss", *(f"loss/{name}" for name in self.objectives), *self.evaluations]
+        if self.best and self.best not in known and self.best.partition("/")[0] not in self.evaluations:
+            raise RecipeError(
+                f"recipe {self.name}: best is {self.best!r}, expected a loss or a score of an evaluation"
+                + nearest(self.best, known)
+            )
         if not 0 <= self.ema < 1:
             raise RecipeError(f"recipe {self.name}: ema is {self.ema}, expected from 0 to below 1")
         for name, mode in self.modes.items():
@@ -151,13 +168,18 @@ class Recipe:
         return self.modes.get(module, "init")
 
     @property
+    def forms(self) -> dict[str, Form]:
+        """The forms of the deltas that there are, by the module that each is of."""
+        adapted = {
+            name: self.deltas.get(name, self.delta) for name in self.modules if self.mode(name) == "lora"
+        }
+        return {name: form for name, form in adapted.items() if form is not None}
+
+    @property
     def parts(self) -> dict[str, Config]:
         """What the network is made of: the modules, and the deltas of those whose mode is `lora`."""
-        adapted = [name for name in self.modules if self.mode(name) == "lora" and name in self.deltas]
-        return {
-            **self.modules,
-            **{name + DELTA: self.deltas[name].delta(self.modules[name]) for name in adapted},
-        }
+        deltas = {name + DELTA: form.delta(self.modules[name]) for name, form in self.forms.items()}
+        return {**self.modules, **deltas}
 
     def trains(self, module: str) -> bool:
         """Whether a part's own parameters change."""

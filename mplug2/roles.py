@@ -53,9 +53,14 @@ def base_of(name: str) -> str | None:
 
 
 class Delta(Protocol):
-    """Adapts a module: the base's parameters -> those that it computes with, nested dict -> nested dict."""
+    """Adapts a module: the base's parameters -> those that it computes with, nested dict -> nested dict; and,
+    unless `merges`, what it is given: the base as an object -> one that is called like it."""
 
-    def __call__(self, params: Mapping[str, Any]) -> dict[str, Any]: ...
+    merges: bool
+
+    def __call__(self, params: Mapping[str, Any], *, key: Array | None = None) -> dict[str, Any]: ...
+
+    def around(self, module: Any) -> Any: ...
 
 
 class Form(Protocol):

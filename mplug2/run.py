@@ -30,7 +30,7 @@ from mplug2.errors import CheckpointError, RecipeError
 from mplug2.network import flat
 from mplug2.recipe import Recipe
 
-OPERATION = ("evaluations", "mesh", "workers", "log_every", "checkpoint_every", "keep")
+OPERATION = ("evaluations", "mesh", "workers", "log_every", "checkpoint_every", "keep", "best")
 """Fields of a recipe that do not change what is learned: a run may be continued with others."""
 
 DEFAULT_FOLDER = Path("runs")
@@ -91,7 +91,7 @@ def open_run(path: Path | str, recipe: Recipe, source: str = "", overrides: Sequ
     if (path / "run.json").exists():
         run = read_run(path)
         if run.fingerprint != fingerprint(recipe):
-            raise RecipeError(f"{path} holds a run of another recipe; {_differences(run.settings, told)}")
+            raise RecipeError(f"{path} holds a run of another recipe; {differences(run.settings, told)}")
     elif path.is_dir() and any(path.iterdir()):
         raise RecipeError(f"{path} is not empty and not a run directory: give another one")
     else:
@@ -110,15 +110,14 @@ def default_folder(recipe: Recipe) -> Path:
     return DEFAULT_FOLDER / f"{recipe.name}-{fingerprint(recipe)[:8]}"
 
 
-def settings(recipe: Recipe) -> dict[str, str]:
+def settings(recipe: Recipe, *, operation: bool = False) -> dict[str, str]:
     """Every field of a recipe that decides what is computed, flat: `{"optimizer.learning_rate": "0.001",
-    ...}`."""
+    ...}`. With `operation`, the others as well."""
     fields = _described(recipe)
     # The form of a delta decides something only where there is one.
-    used = {name: form for name, form in recipe.deltas.items() if recipe.mode(name) == "lora"}
-    fields.pop("deltas")
-    fields |= {"deltas": _described(used)} if used else {}
-    return flat({name: value for name, value in fields.items() if name not in OPERATION})
+    del fields["delta"], fields["deltas"]
+    fields |= {"deltas": _described(recipe.forms)} if recipe.forms else {}
+    return flat({name: value for name, value in fields.items() if operation or name not in OPERATION})
 
 
 def fingerprint(recipe: Recipe) -> str:
@@ -151,7 +150,8 @@ def _name(thing: Any) -> str:
     return f"{thing.__module__}.{thing.__qualname__}"
 
 
-def _differences(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str:
+def differences(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str:
+    """Where two recipes' settings differ, in words: "there" and "here"."""
     names = sorted(name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name))
     told = [
         f"{name} is {theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} here" for name in names
@@ -177,6 +177,7 @@ def _session() -> dict[str, Any]:
             "cores": os.cpu_count(),
             "devices": sorted({device.device_kind for device in jax.devices()}),
             "device_count": jax.device_count(),
+            "process_count": jax.process_count(),
         },
     }
 

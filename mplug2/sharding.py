@@ -79,7 +79,7 @@ def sharding(mesh: AnyMesh, axes: Axes, shape: tuple[int, ...]) -> NamedSharding
     return NamedSharding(mesh, _stored(mesh, axes, shape))
 
 
-def shardings(mesh: jax.sharding.Mesh, axes: Any, shapes: Any) -> Any:
+def shardings(mesh: AnyMesh, axes: Any, shapes: Any) -> Any:
     """`sharding` over a tree of axis tuples and the equal tree of shapes."""
     return jax.tree.map(lambda leaf, names: sharding(mesh, names, leaf.shape), shapes, axes)
 

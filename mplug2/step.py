@@ -7,7 +7,7 @@ those that are adapted by a delta, are an argument, never differentiated.
 
 Batches are by feed (`Recipe.feeds`). Every objective's loss is computed in every step; what is minimised is
 their sum by weight. With accumulation, a batch is cut into `accumulate` parts whose gradients are averaged (a
-contrastive loss then sees only its part as negatives).
+contrastive loss then sees only its part as negatives, and a mean over words is one of its part's words).
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ import optax
 from einops import rearrange
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from mplug2 import optim, sharding
+from mplug2 import optim, processes, sharding
 from mplug2.errors import RecipeError
 from mplug2.network import Network, Parameters, select
 from mplug2.recipe import Recipe
@@ -113,14 +113,17 @@ class Trainer:
         def copied(params: Parameters) -> State:
             return jax.tree.map(jnp.copy, self._state(params))
 
-        return jax.jit(copied, out_shardings=self.shardings)({name: params[name] for name in self.names})
+        params = {name: params[name] for name in self.names}
+        if self.shardings is not None:
+            params = processes.spread(params, self.shardings["params"])
+        return jax.jit(copied, out_shardings=self.shardings)(params)
 
     def resume(self, step: int, saved: State) -> State:
         """The state after `step` steps, of which `params`, `moments`, `window` and `ema` were saved."""
         counters = jax.jit(self._counters)()  # a buffer of its own for every number, for the step to reuse
         state = counters | saved | {"step": counters["step"] + step}
         # All of it placed alike: arrays that are not would compile the next step a second time.
-        return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, self.abstract))
+        return processes.spread(state, jax.tree.map(lambda leaf: leaf.sharding, self.abstract))
 
     def _state(self, params: Parameters) -> State:
         state = {"params": params, "moments": self.optimizer.init(params), **self._counters()}
@@ -169,13 +172,16 @@ class Trainer:
         if self.shardings is None:
             return jax.device_put(frozen)
         axes = {name: self.network.axes[name] for name in frozen}
-        return jax.device_put(frozen, sharding.shardings(self.mesh, axes, frozen))
+        return processes.spread(frozen, sharding.shardings(self.mesh, axes, frozen))
 
     def place_batch(self, array: Any) -> Array:
         """One array of a batch (this process's share of it) on its devices."""
         if self.shardings is None:
             return jax.device_put(array)
-        return jax.make_array_from_process_local_data(sharding.batch_sharding(self.mesh), array)
+        shares = sharding.batch_shares(self.mesh)
+        batch = len(array) * shares // len(processes.held(self.mesh, shares))
+        where = sharding.batch_sharding(self.mesh)
+        return jax.make_array_from_process_local_data(where, array, (batch, *array.shape[1:]))
 
     @property
     def _only(self) -> SingleDeviceSharding:
@@ -206,7 +212,7 @@ class Trainer:
         self, params: Parameters, frozen: Parameters, batches: Batches, key: Array | None
     ) -> tuple[Array, dict[str, Array]]:
         """(sum by weight, {objective: loss}). Clips come as uint8 and are normalised here."""
-        modules = self.network.bind(self._gathered({**frozen, **params}))
+        modules = self.network.bind(self._gathered({**frozen, **params}), key)
         ready = {feed: self._normalised(batch) for feed, batch in batches.items()}
         total, losses = jnp.zeros((), jnp.float32), {}
         for place, (name, objective) in enumerate(self.recipe.objectives.items()):

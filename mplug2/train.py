@@ -3,30 +3,33 @@ stands.
 
 The loop hands batches to the compiled step (mplug2.step) and never waits for a step that was just begun:
 metrics stay on the devices until a line of the log is due. Ctrl-C or SIGTERM finishes the step, saves and
-returns; a second one aborts.
+returns; a second one aborts. Of several processes (mplug2.processes) all stop after the same step, whichever
+was told to.
 """
 
 import dataclasses
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
-from mplug2 import hub, lock
+from mplug2 import hub, lock, processes
 from mplug2.checkpoint import AVERAGE, Checkpoints, fingerprint
 from mplug2.data.stream import stream
-from mplug2.errors import CheckpointError, DataError, Mplug2Error
-from mplug2.logbook import Logbook
+from mplug2.errors import CheckpointError, DataError, Mplug2Error, RecipeError
+from mplug2.judge import Judge
+from mplug2.logbook import Logbook, Silence
 from mplug2.network import Network, Parameters
 from mplug2.prefetch import Batches, Prefetch
 from mplug2.recipe import Recipe
-from mplug2.run import Run, open_run, write_json
+from mplug2.run import Run, differences, open_run, read_run, settings, write_json
 from mplug2.step import NEVER, Metrics, State, Trainer
 
 IN_FLIGHT = 2
@@ -67,11 +70,13 @@ def train(
     Raises RecipeError if `run_dir` holds a run of another recipe, CheckpointError if it cannot be read or
     written, DivergedError with the step, the tasks and the example ids when a loss is not finite.
     """
-    run = open_run(run_dir, recipe, source, overrides)
+    _check_same(recipe)
+    run = processes.of_first(lambda: open_run(run_dir, recipe, source, overrides))
+    _check_shared(run)
     if composed is None:
-        lock.keep(run.path, lock.of(recipe, run.recipe, run.overrides))
+        processes.of_first(lambda: lock.keep(run.path, lock.of(recipe, run.recipe, run.overrides)))
         network, params, report = hub.assemble(recipe)
-        write_json(run.path / "load_report.json", dataclasses.asdict(report))
+        processes.of_first(lambda: write_json(run.path / "load_report.json", dataclasses.asdict(report)))
     else:
         network, params = composed
     session = _Session(run, recipe, network, params)
@@ -80,15 +85,42 @@ def train(
 
 
 def data_stream(recipe: Recipe) -> Batches:
-    """The training batches that a recipe asks for."""
+    """The training batches that a recipe asks for: of each, the examples that this process's devices hold."""
     return stream(
         recipe.feeds,
         tokenizer=recipe.tokenizer,
         seed=recipe.seed,
         workers=recipe.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        held=partial(processes.held, recipe.mesh.build()),
     )
+
+
+def _check_same(recipe: Recipe) -> None:
+    """Raises RecipeError unless all processes were given the same recipe."""
+    told = processes.exchange(settings(recipe, operation=True))
+    for process, other in enumerate(told):
+        if other != told[0]:
+            raise RecipeError(
+                f"process {process} (here) was given another recipe than process 0 (there): "
+                + differences(told[0], other)
+            )
+
+
+def _check_shared(run: Run) -> None:
+    """Raises CheckpointError unless every process finds the run that process 0 has opened."""
+
+    def there() -> bool:
+        try:
+            return read_run(run.path).sessions == run.sessions
+        except CheckpointError:
+            return False
+
+    blind = [index for index, found in enumerate(processes.exchange(there())) if not found]
+    if blind:
+        raise CheckpointError(
+            f"{run.path}: process(es) {', '.join(map(str, blind))} do not find what process 0 wrote there: a "
+            "run of several processes needs a folder that all of them share"
+        )
 
 
 class _Session:
@@ -96,11 +128,14 @@ class _Session:
 
     def __init__(self, run: Run, recipe: Recipe, network: Network, params: Parameters):
         self.run, self.recipe = run, recipe
+        processes.check_mesh(recipe.mesh.build())
         self.trainer = Trainer(recipe, network)
         self.frozen_hashes = {
             name: fingerprint(params[name]) for name in params if name not in self.trainer.names
         }
-        self.checkpoints = Checkpoints(run.path, recipe.keep)
+        self.checkpoints = Checkpoints(run.path, recipe.keep, recipe.best)
+        self.judge = Judge(recipe, network)
+        self.losses: dict[str, float] = {}  # as the log has them, of the last step that is known to be done
         self.params = params
         self.position: Any = None
         self.recent: deque[tuple[int, dict[str, list[int]]]] = deque()  # steps not yet known to be finite
@@ -115,17 +150,19 @@ class _Session:
         with ExitStack() as stack:
             logbook = stack.enter_context(
                 Logbook(self.run.path, name=recipe.name, step=step, steps=recipe.steps, examples=examples)
+                if processes.first()
+                else Silence()
             )
             if step >= recipe.steps:
                 logbook.say(f"{self.run.path}: this run is finished, all its {step} steps are done")
                 return self._outcome(step, state)
             if step:
                 logbook.say(f"{self.run.path}: continuing after step {step}")
-            stack.callback(self._abandon)
+            stack.callback(self.checkpoints.join)  # an error may come while a save still goes on
             feed = stack.enter_context(Prefetch(batches, trainer.place_batch))
             interruption = stack.enter_context(Interruption(logbook))
             first = step + 1
-            while step < recipe.steps and not interruption.asked:
+            while step < recipe.steps and not interruption.asked(step):
                 ready = self._next(feed)
                 state, metrics = trainer.step(state, frozen, ready.arrays)
                 step += 1
@@ -138,10 +175,12 @@ class _Session:
                 self._settle(logbook, down_to=IN_FLIGHT)
                 if step % recipe.checkpoint_every == 0:
                     self._settle(logbook, down_to=0)
-                    self._save(step, state)
+                    self._save(step, state, self._scores(step, state, logbook))
             self._settle(logbook, down_to=0)
-            if step >= first:
-                self._save(step, state)
+            if step >= first and step % recipe.checkpoint_every:
+                # Whoever stops a run has no time for its score.
+                scores = self._scores(step, state, logbook) if step == recipe.steps else {}
+                self._save(step, state, scores)
             self.checkpoints.wait()
             if step < recipe.steps:
                 ended = f"stopped after step {step} of {recipe.steps}; the same command continues"
@@ -156,7 +195,7 @@ class _Session:
         except StopIteration:
             raise DataError("the stream of batches has ended before the recipe's last step") from None
 
-    def _settle(self, logbook: Logbook, *, down_to: int) -> None:
+    def _settle(self, logbook: Logbook | Silence, *, down_to: int) -> None:
         """Waits until at most `down_to` begun steps are not done; writes the lines of the log that are
         due."""
         while len(self.begun) > down_to:
@@ -167,8 +206,9 @@ class _Session:
                 self._check(metrics["bad"])
                 while self.recent and self.recent[0][0] <= step:
                     self.recent.popleft()
+                self.losses = {name: float(value) for name, value in metrics["metrics"].items()}
                 if due:
-                    logbook.log(step, {name: float(value) for name, value in metrics["metrics"].items()})
+                    logbook.log(step, self.losses)
             else:
                 jax.block_until_ready(metrics)
             logbook.advance(step)
@@ -178,7 +218,7 @@ class _Session:
         step = int(bad["step"])
         if step == NEVER:
             return
-        ids = dict(self.recent)[step]
+        ids = _joined(processes.exchange(dict(self.recent)[step]))
         values = {name.removeprefix("loss/"): float(value) for name, value in bad["values"].items()}
         tasks = [name for name in self.recipe.objectives if not _finite(values[name])]
         told = [
@@ -204,8 +244,20 @@ class _Session:
         items = {**state["params"], "optimizer": state["moments"], "window": state["window"]}
         return items | {AVERAGE + name: tree for name, tree in state.get("ema", {}).items()}
 
-    def _save(self, step: int, state: State) -> None:
-        metadata = {"step": step, "recipe": self.run.fingerprint, "frozen": self.frozen_hashes}
+    def _scores(self, step: int, state: State, logbook: Logbook | Silence) -> dict[str, float]:
+        if not self.recipe.best:
+            return {}
+        score = self.judge.score(self.losses, {**self.params, **state["params"], **state.get("ema", {})})
+        logbook.judge(step, self.recipe.best, score)
+        return {self.recipe.best: score}
+
+    def _save(self, step: int, state: State, scores: dict[str, float]) -> None:
+        metadata = {
+            "step": step,
+            "recipe": self.run.fingerprint,
+            "frozen": self.frozen_hashes,
+            "scores": scores,
+        }
         self.checkpoints.save(step, {**self._items(state), "iterator": self.position, "metadata": metadata})
 
     def _restored(self, batches: Batches) -> tuple[int, State]:
@@ -231,45 +283,56 @@ class _Session:
             saved["ema"] = {name: items[AVERAGE + name] for name in names}
         return step, self.trainer.resume(step, saved | {"window": items["window"]})
 
-    def _abandon(self) -> None:
-        """A save that still goes on when the session ends ends with it; its error must not hide another."""
-        try:
-            self.checkpoints.wait()
-        except CheckpointError:
-            if sys.exc_info()[0] is None:
-                raise
-
     def _outcome(self, step: int, state: State) -> Outcome:
         params = {**self.params, **state["params"]}
         return Outcome(self.run, step, step >= self.recipe.steps, params, state.get("ema", {}))
 
 
 class Interruption:
-    """While it is entered, the first Ctrl-C or SIGTERM sets `asked`, the second raises KeyboardInterrupt."""
+    """While it is entered, the first Ctrl-C or SIGTERM makes `asked` true, the second raises
+    KeyboardInterrupt.
 
-    def __init__(self, logbook: Logbook):
-        self.asked = False
+    In several processes JAX itself listens for SIGTERM and tells all of them; a Ctrl-C here is passed on as
+    one.
+    """
+
+    def __init__(self, logbook: Logbook | Silence):
+        self._noted = False
         self._logbook = logbook
         self._before: dict[int, Any] = {}
 
+    def asked(self, step: int) -> bool:
+        """Whether to stop after `step`: the same in all processes, each of which asks after every step."""
+        if jax.distributed.is_initialized():
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._noted
+
     def _note(self, number: int, _: Any) -> None:
-        if self.asked:
+        if self._noted:
             raise KeyboardInterrupt
-        self.asked = True
+        self._noted = True
         self._logbook.say(
             f"{signal.Signals(number).name}: finishing this step and saving; once more stops at once"
         )
+        if jax.distributed.is_initialized():
+            signal.raise_signal(signal.SIGTERM)
 
     def __enter__(self) -> "Interruption":
+        numbers = [signal.SIGINT] if jax.distributed.is_initialized() else [signal.SIGINT, signal.SIGTERM]
         if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids it
-            self._before = {
-                number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
-            }
+            self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def _joined(ids: Sequence[dict[str, list[int]]]) -> dict[str, list[int]]:
+    """The ids by feed of all processes, of which some may hold the same examples."""
+    return {
+        feed: list(dict.fromkeys(number for one in ids for number in one.get(feed, ()))) for feed in ids[0]
+    }
 
 
 def _finite(value: float) -> bool:

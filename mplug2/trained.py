@@ -9,15 +9,17 @@ from mplug2.run import Run, fingerprint
 
 
 def restore(run: Run, recipe: Recipe) -> tuple[int, Network, Parameters]:
-    """(steps trained, network, parameters) of a run of `recipe`: running averages where the run keeps them,
-    and from their cards what it did not train. Raises CheckpointError if the recipe is not the run's or
-    nothing was saved."""
+    """(steps trained, network, parameters) of a run of `recipe`, by its best checkpoint or, where
+    `Recipe.best` does not say what that is, its newest: running averages where the run keeps them, and from
+    their cards what it did not train. Raises CheckpointError if the recipe is not the run's or nothing was
+    saved."""
     if fingerprint(recipe) != run.fingerprint:
         raise CheckpointError(
             f"{run.path}: recipe {run.recipe} has changed since this run was trained; go back to {run.commit}"
         )
     parts = recipe.parts
     frozen = {name: load_as(recipe, name) for name in parts if not recipe.trains(name)}
-    step, trained = restore_modules(run.path, [name for name in parts if name not in frozen])
+    names = [name for name in parts if name not in frozen]
+    step, trained = restore_modules(run.path, names, best=recipe.best)
     params = trained | frozen
     return step, Network(parts, recipe.execution), {name: params[name] for name in parts}

@@ -1,8 +1,8 @@
 """Questions about what animated GIFs show: TGIF-QA's FrameQA (Jang et al., CVPR 2017).
 
-Number (TGIF-QA FrameQA, test split, 13,691 questions): the authors' accuracy is 75.4%, as table
-13 of VAST cites it;
-ours is not measured.
+Number (TGIF-QA FrameQA, test split, 13,691 questions): the authors' accuracy is 75.4%, as table 13 of VAST
+(theirs) cites it; ours is not measured. The data set has no validation split: hold some of `train` out to
+choose anything by.
 """
 
 from mplug2.data.annotations import QuestionLines

@@ -24,7 +24,7 @@ from mplug2.evaluations import (
     ZeroShot,
 )
 from mplug2.modules import decoder, fusion, heads, temporal, text, universal, vision
-from mplug2.modules.delta import Lora
+from mplug2.modules.forms import Lora
 from mplug2.recipe import AdamW, Objective, Recipe
 from mplug2.roles import Config, Execution
 
@@ -153,7 +153,7 @@ class Size:
             modules=picked,
             objectives=objectives,
             evaluations={name: self.evaluation(name) for name in evaluations},
-            deltas=dict.fromkeys(picked, Lora()),
+            delta=Lora(),
             preprocessing=Preprocessing(height=self.canvas, width=self.canvas, frames=self.frames),
             **settings,
         )

@@ -1,9 +1,11 @@
 """A web server that misbehaves on purpose, in a thread of the test's own process.
 
 `Server(content, plan)`: `plan(path)` names what an answer does, one of TRICKS; the server notes every request
-in `log` as (path, trick, first byte asked for).
+in `log` as (path, trick, first byte asked for). CONTENT, Wanted and QUICK are what tests ask it for, and how.
 """
 
+import dataclasses
+import hashlib
 import random
 import re
 import threading
@@ -11,6 +13,9 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from mplug2.cache import Cache
+from mplug2.remote import Patience
 
 TRICKS = (
     "good",
@@ -189,3 +194,27 @@ class Server:
 
     def _coded(self, request: Any, content: bytes, tag: str, start: int, path: str) -> None:
         self._status(request, 200, Content_Encoding="gzip")
+
+
+CONTENT = random.Random(0).randbytes(20_000)
+HOSTS = frozenset({"127.0.0.1", "localhost"})
+QUICK = Patience(attempts=4, stall=0.1, backoff=0.001, longest_wait=0.05, plain_hosts=HOSTS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    urls: tuple[str, ...]
+    path: str = "vision.safetensors"
+    sha256: str = hashlib.sha256(CONTENT).hexdigest()
+    bytes: int = len(CONTENT)
+
+
+def right(cache: Cache) -> bool:
+    """Is every file of the cache what its name says?"""
+    return all(hashlib.sha256(e.path.read_bytes()).hexdigest() == e.sha256 for e in cache.entries())
+
+
+def planned(*tricks: str):
+    """These, one after the other; then the last for ever."""
+    left = list(tricks)
+    return lambda path: left.pop(0) if len(left) > 1 else left[0]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fresh import fresh
+from fresh import drawn
 from PIL import Image
 
-from mplug2 import archive, bundle, hub, lock, overrides, recipes
+from mplug2 import archive, bundle, hub, lock, overrides, publishing, recipes
 from mplug2.data.handwriting import Handwriting
 from mplug2.errors import CardError
 from mplug2.network import flat
@@ -25,8 +25,8 @@ def made(tmp_path_factory) -> tuple[Path, dict]:
     """(a bundle of image_caption.tiny with a loaded `vision`, its parameters)."""
     folder = tmp_path_factory.mktemp("bundle")
     recipe = recipes.find("image_caption.tiny")
-    params = fresh(recipe.modules, seed=3)
-    hub.publish(folder / "cards", "vision-a", "vision", recipe.modules["vision"], params["vision"])
+    params = drawn(recipe.modules, seed=3)
+    publishing.publish(folder / "cards", "vision-a", "vision", recipe.modules["vision"], params["vision"])
     changes = ["modes.vision=frozen", f"cards.vision={folder / 'cards'}", "execution.dtype=bfloat16"]
     recipe = overrides.apply(recipe, changes)
     trained = {name: tree for name, tree in params.items() if name != "vision"}
@@ -90,11 +90,15 @@ def test_a_changed_byte_of_a_bundle_is_refused(tar, tmp_path):
                 bundle.load(tmp_path / "bad.tar")
 
 
-def test_a_folder_that_is_in_use_is_not_written_over(made, capsys):
-    assert main(["bundle", "image_caption.small", "--out", str(made[0])]) == 2
-    assert "is there already" in capsys.readouterr().err
+def test_a_folder_or_a_tar_that_is_there_is_not_written_over(made, tar, capsys):
+    kept = tar.read_bytes()
+    for what, there in (("image_caption.small", made[0]), ("image_caption.small", tar), (str(tar), made[0])):
+        assert main(["bundle", what, "--out", str(there)]) == 2
+        assert f"{there} is there already" in capsys.readouterr().err
+    assert tar.read_bytes() == kept
 
 
+@pytest.mark.slow
 def test_a_bundled_recipe_predicts_and_scores_as_the_shelf_does_without_a_network(
     tmp_path, capsys, monkeypatch
 ):
@@ -177,12 +181,13 @@ def test_a_name_that_is_there_twice_is_refused(tmp_path):
         archive.unpack(tar, tmp_path / "into")
 
 
-def test_mutated_tars_are_unpacked_inside_their_folder_or_refused(tmp_path):
+@pytest.mark.parametrize("turns", [100, pytest.param(1500, marks=pytest.mark.slow)])
+def test_mutated_tars_are_unpacked_inside_their_folder_or_refused(turns, tmp_path):
     draw = random.Random(5)
     good = stranger(tmp_path / "good", info("a.json", size=700), info("b.model", size=3), info("c", size=0))
     content = good.read_bytes()[: 512 * 8]
     good.unlink()
-    for turn in range(1500):
+    for turn in range(turns):
         found = bytearray(content)
         for _ in range(draw.randint(1, 4)):
             at = draw.choice([0, 1024 + 512, 2048 + 512]) + draw.randrange(512)

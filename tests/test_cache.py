@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from fresh import fresh
 
-from mplug2 import hub
+from mplug2 import hub, publishing
 from mplug2.cache import Cache
 from mplug2.errors import CardError, DownloadError
 from mplug2.modules import vision
@@ -120,7 +120,7 @@ def test_a_lock_is_waited_for(cache):
 def card(tmp_path):
     """A card alone in its folder, its weights at a file:// address."""
     config = vision.tiny()
-    made = hub.publish(tmp_path / "there", "v", "vision", config, fresh({"vision": config})["vision"])
+    made = publishing.publish(tmp_path / "there", "v", "vision", config, fresh({"vision": config})["vision"])
     shutil.move(made.weights, tmp_path / "moved.safetensors")
     file = dataclasses.replace(made.file, urls=((tmp_path / "moved.safetensors").as_uri(),))
     made = dataclasses.replace(made, file=file)

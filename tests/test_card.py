@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mplug2 import card as cards
-from mplug2.card import Card, File, Score, Tokens, Trained, decode, encode, read_card
+from mplug2.card import Card, File, Score, Tokens, Trained, read_card
 from mplug2.data.pixels import Preprocessing
 from mplug2.errors import CardError
 from mplug2.modules import decoder, fusion, heads, temporal, text, universal, vision
 from mplug2.roles import Config
+from mplug2.typed_json import decode, encode
 
 SCHEMA = json.loads((Path(__file__).parent.parent / "checkpoints" / "card.schema.json").read_text())
 
@@ -89,7 +90,13 @@ def test_a_card_comes_back_as_it_was_written_and_fits_the_schema(module, config,
 
 
 def test_the_schema_has_exactly_the_fields_of_the_dataclasses():
-    parts = {"file": File, "trained": Trained, "interface": cards.Interface, "tokenizer": Tokens}
+    parts = {
+        "file": File,
+        "trained": Trained,
+        "interface": cards.Interface,
+        "tokenizer": Tokens,
+        "questions": cards.Questions,
+    }
     parts = {SCHEMA["$defs"][name]["title"]: (SCHEMA["$defs"][name], kind) for name, kind in parts.items()}
     parts |= {"card": (SCHEMA, Card), "score": (SCHEMA["$defs"]["score"], Score)}
     parts |= {"parents": (SCHEMA["$defs"]["parents"], cards.Parents)}

@@ -192,3 +192,25 @@ def test_a_fingerprint_covers_names_types_shapes_and_values():
         {"a": {"kernel": np.arange(6.0).reshape(2, 3)}, "b": np.array([0, 1e-300])},
     ]
     assert len({fingerprint(tree) for tree in (arrays, *others)}) == 5
+
+
+def judged(folder, scores: dict[int, float], judged_by: str) -> Checkpoints:
+    checkpoints = Checkpoints(folder, 2, judged_by)
+    for step, score in scores.items():
+        metadata = {"step": step, "frozen": {}, "scores": {judged_by: score}}
+        checkpoints.save(step, items(float(step)) | {"metadata": metadata})
+    checkpoints.wait()
+    return checkpoints
+
+
+@pytest.mark.parametrize("judged_by, best", [("loss/caption", 3), ("image_answer", 2)])
+def test_the_best_one_stays_beside_the_last_n_and_is_what_the_run_has_learned(judged_by, best, tmp_path):
+    checkpoints = judged(tmp_path, {1: 0.5, 2: 0.9, 3: 0.1, 4: 0.2, 5: 0.3}, judged_by)
+    assert (checkpoints.steps, checkpoints.best) == ([best, 4, 5], best)
+    assert restore_modules(tmp_path, best=judged_by)[0] == best
+    assert restore_modules(tmp_path, best="another")[0] == restore_modules(tmp_path)[0] == 5
+    newest, _ = checkpoints.restore(wanted(items(0.0))) or pytest.fail("nothing there")
+    assert newest == 5  # what a run goes on from
+    checkpoints.path(best).joinpath("files.json").write_text("{}")
+    with pytest.warns(UserWarning, match="trying"):
+        assert restore_modules(tmp_path, best=judged_by)[0] == 5

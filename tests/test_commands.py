@@ -11,6 +11,7 @@ from PIL import Image
 from mplug2 import composition, hub, overrides, recipes
 from mplug2.data.handwriting import Handwriting
 from mplug2.data.tokens import SentencePiece
+from mplug2.fit import check_fit
 from mplug2.network import flat
 from mplug2.recipes import pretrain
 from mplug2.tools import quickstart
@@ -145,7 +146,7 @@ def test_the_shelf_holds_every_module_of_the_recipe_that_made_it_in_ten_megabyte
     recipe = pretrain.small()
     assert set(shelf) == set(recipe.modules)
     assert sum(card.file.bytes for card in shelf.values()) <= 10_000_000
-    hub.check_fit(shelf)
+    check_fit(shelf)
     for module, card in shelf.items():
         assert card.config == recipe.modules[module], module
 

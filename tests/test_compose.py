@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fresh import fresh
 
-from mplug2 import fit, hub
+from mplug2 import fit, hub, publishing
 from mplug2.errors import CardError
 from mplug2.modules import connector, decoder, fusion, heads, temporal, text, universal, vision
 from mplug2.roles import Config
@@ -32,8 +32,8 @@ def published(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cards")
     wide = dataclasses.replace(vision.tiny(), width=64)
     for module, config in MODULES.items():
-        hub.publish(folder / module, f"{module}-a", module, config, fresh(MODULES)[module])
-    hub.publish(folder / "wide", "vision-b", "vision", wide, fresh({"vision": wide})["vision"])
+        publishing.publish(folder / module, f"{module}-a", module, config, fresh(MODULES)[module])
+    publishing.publish(folder / "wide", "vision-b", "vision", wide, fresh({"vision": wide})["vision"])
     return folder
 
 

@@ -1,32 +1,38 @@
-"""A delta learns a question that the shelf was never asked, and taken off it was never there. Slow: two short
+"""A delta learns colours that the shelf never saw or named, and taken off it was never there. Slow: two short
 trainings of the shelf's small modules."""
 
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
-import numpy as np
 import pytest
+from scored import scored
 
 from mplug2 import adapt, anatomy, hub
 from mplug2.data import scenes
 from mplug2.data.grammar import NUMBERS
 from mplug2.data.handwriting import Composed, Handwriting
-from mplug2.generate import Greedy
-from mplug2.inference import Compiled, Inference, answers
-from mplug2.modules.delta import Lora
+from mplug2.modules.forms import Lora
 from mplug2.network import Network
 from mplug2.recipe import AdamW, Objective, Recipe
 from mplug2.recipes import image_qa
 from mplug2.train import train
 
-SIDES = {"at the top or at the bottom": ("top", "bottom"), "on the left or on the right": ("left", "right")}
+# A colour's name -> the known colour, and the order of its channels that makes the new one.
+HUES = {
+    "orange": ("blue", (2, 1, 0)),
+    "pink": ("yellow", (0, 2, 1)),
+    "cyan": ("yellow", (2, 1, 0)),
+    "violet": ("blue", (1, 0, 2)),
+    "lime": ("blue", (1, 2, 0)),
+    "mint": ("blue", (0, 2, 1)),
+}
 
 
 @dataclass(frozen=True)
-class Halves:
-    """The question "is the three at the top or at the bottom": the shelf knows corners ("top left"), and
-    never gave half of one for an answer. Two answers a question, equally likely."""
+class NewColours:
+    """What colour a digit is, of six colours that the shelf never saw. None of their names is a word of its
+    tokenizer: an answer is spelled, in five to seven pieces that it never wrote."""
 
     seed: int = 0
 
@@ -36,7 +42,7 @@ class Halves:
 
 @dataclass(frozen=True)
 class Drawn:
-    data: Halves
+    data: NewColours
     split: str
 
     def __len__(self) -> int:
@@ -44,13 +50,16 @@ class Drawn:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = Random(f"{self.data.seed}/{self.split}/{index}")
+        name = rng.choice(list(HUES))
+        colour, channels = HUES[name]
         scene = scenes.compose(rng, self.split, count=1)
-        which, (first, second) = rng.choice(list(SIDES.items()))
+        (digit,) = scene.digits
+        scene = replace(scene, digits=(replace(digit, colour=colour),))
         return {
             "index": index,
-            "question": f"is the {NUMBERS[scene.digits[0].kind]} {which}",
-            "answer": first if first in scene.where.split() else second,
-            "clips": scenes.render(scene),
+            "question": f"what colour is the {NUMBERS[digit.kind]}",
+            "answer": name,
+            "clips": scenes.render(scene)[..., channels],
         }
 
 
@@ -62,61 +71,62 @@ class OldQuestions:
         return Composed(Handwriting("question"), split)
 
 
-def accuracy(
-    recipe: Recipe, network: Network, params: Any, data: Any, limit: int = 600
-) -> tuple[float, list[str]]:
-    compiled = Compiled(network, params, recipe.preprocessing)
-    inference = Inference(compiled=compiled, recipe=recipe, tokenizer=recipe.tokenizer, limit=limit)
-    writer = inference.writer(Greedy(length=4))
-    examples, ids = inference.over(data, {"question": 16}, 100, answers, writer)
-    said = inference.texts(ids)
-    return float(np.mean([word == one["answer"] for word, one in zip(said, examples, strict=True)])), said
+STEPS = 500
+WORDS = ("*kernel", "embedding.words")
+FORMS = {
+    "decoder": Lora(rank=3, targets=WORDS),  # it writes pieces that it never wrote
+    "fusion": Lora(rank=1),
+    "universal": Lora(rank=1),
+    "vision": Lora(rank=1),
+}
 
 
-def recipe(steps: int, rate: float) -> Recipe:
+def recipe(rate: float, forms: dict[str, Lora]) -> Recipe:
+    """The shelf's modules, all of them trained, or frozen with deltas of these forms."""
     small = image_qa.small()
-    return replace(
+    whole = replace(
         hub.on_shelf(small),
-        name="halves",
+        name="colours",
         objectives={
             "answer": Objective(
                 task=small.objectives["image_answer"].task,
-                data=Halves(),
+                data=NewColours(),
                 batch=48,
-                lengths={"question": 16, "answer": 4},
+                lengths={"question": 16, "answer": 10},
             )
         },
         evaluations={},
         optimizer=AdamW(learning_rate=rate, warmup=10, beta2=0.98),
         learning_rates={},
-        steps=steps,
+        steps=STEPS,
         log_every=20,
-        checkpoint_every=1000,
+        checkpoint_every=10_000,
     )
-
-
-def adapting(steps: int, rate: float, forms: dict[str, Lora]) -> Recipe:
-    whole = recipe(steps, rate)
     modes: Any = dict.fromkeys(whole.modules, "frozen") | dict.fromkeys(forms, "lora")
-    return replace(whole, modes=modes, deltas=forms)
+    return replace(whole, modes=modes, deltas=forms) if forms else whole
 
 
 @pytest.mark.slow
-def test_lora_learns_a_new_question_as_well_as_full_training_does_and_old_ones_stay_when_it_is_off(tmp_path):
-    """Measured once, 600 examples each, on two shared CPU cores: the shelf 0.04 of the new questions; all
-    1,894,304 parameters 1.00 (after 28 steps); LoRA, 29,696 of them (1.57%), 1.00 after 100 steps. Old
-    questions: 0.878 before, 0.47 and 0.65 after, 0.878 with the delta off."""
-    whole = recipe(60, 1e-3)
+def test_lora_learns_new_colours_nearly_as_well_as_full_training_does_and_old_questions_stay_when_it_is_off(
+    tmp_path,
+):
+    """Measured once on two shared CPU cores, 600 examples. All parameters: 1.000 after 300 steps at a rate of
+    1e-3 (0.343 at 3e-3). LoRA, 34,464 of 1,894,304 parameters (1.82%): 0.957 after 500 steps at 5e-3, and
+    after 300 steps 0.932 (0.933 at 7e-3). With rank 4 of the decoder and 2 of fusion alone, 300 steps: 0.885,
+    0.928 and 0.000 at 3e-3, 5e-3 and 1e-2."""
+    whole = recipe(1e-3, {})
     network, params, _ = hub.assemble(whole)
-    old, said = accuracy(whole, network, params, OldQuestions())
+    old, said = scored(whole, network, params, OldQuestions())
+    assert scored(whole, network, params, NewColours())[0] == 0
     full = train(whole, tmp_path / "full")
-    best, _ = accuracy(whole, network, full.params, Halves())
-    little = adapting(100, 5e-3, {"fusion": Lora(rank=4), "text": Lora(rank=4)})
+    best, _ = scored(whole, network, full.params, NewColours())
+    little = recipe(5e-3, FORMS)
     lora = train(little, tmp_path / "lora")
     beside = Network(little.parts, little.execution)
     sizes = anatomy.parameters(beside)
-    assert sum(sizes[name] for name in sizes if little.trains(name)) <= 0.02 * sum(
-        sizes[name] for name in whole.modules
-    )
-    assert accuracy(little, beside, lora.params, Halves())[0] >= 0.95 * best > 0.9
-    assert accuracy(little, *adapt.without(beside, lora.params), OldQuestions()) == (old, said)
+    trained = sum(sizes[name] for name in sizes if little.trains(name))
+    share = trained / sum(sizes[name] for name in whole.modules)
+    found, _ = scored(little, beside, lora.params, NewColours())
+    print(f"full {best:.3f}, LoRA {found:.3f} with {trained} parameters ({share:.2%})")
+    assert share <= 0.02 and found >= 0.95 * best > 0.9
+    assert scored(little, *adapt.without(beside, lora.params), OldQuestions()) == (old, said)

@@ -34,6 +34,7 @@ from mplug2.evaluate import (
 )
 from mplug2.evaluations import _shuffled
 from mplug2.inference import Compiled, Inference
+from mplug2.judge import Judge
 from mplug2.metrics import equal_strings, exact_match, vqa_accuracy
 from mplug2.network import Network
 from mplug2.recipe import Recipe
@@ -378,3 +379,13 @@ def test_functions_are_compiled_once_for_all_evaluations():
     for which in (inference, other):
         Classification(data=SEVEN).measure(which)
     assert len(compiled) == 1
+
+
+def test_the_judge_of_checkpoints_gives_the_score_that_the_recipe_names():
+    known = replace(recipe(digit=Classification(data=SEVEN)), best="digit")
+    network = Network(known.modules)
+    judge = Judge(known, network)
+    assert judge.score({"loss": 7.0}, network.init(0)) == judge.score({}, network.init(0)) == 1.0
+    assert Judge(replace(known, best="loss"), network).score({"loss": 7.0}, network.init(0)) == 7.0
+    with pytest.raises(RecipeError, match="best is digit/count, expected one of digit"):
+        Judge(replace(known, best="digit/count"), network).score({}, network.init(0))

@@ -12,8 +12,9 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from fresh import drawn
 
-from mplug2 import hub
+from mplug2 import hub, publishing, weights
 from mplug2.card import Tokens, read_card
 from mplug2.data.pixels import Preprocessing
 from mplug2.errors import CardError
@@ -28,14 +29,6 @@ MODULES = {
 }
 
 
-def drawn(modules: dict) -> dict:
-    """Parameters drawn by numpy: XLA takes seconds to compile the zoo's own initialisation."""
-    rng = np.random.default_rng(7)
-    return jax.tree.map(
-        lambda shape: rng.normal(size=shape.shape).astype(np.float32), Network(modules).shapes
-    )
-
-
 @pytest.fixture(scope="module")
 def params():
     return drawn(MODULES)
@@ -45,7 +38,7 @@ def params():
 def published(params, tmp_path):
     """A folder with the cards `vision-a`, `decoder-a` and `contrastive-a`."""
     for module, config in MODULES.items():
-        hub.publish(tmp_path, f"{module}-a", module, config, params[module])
+        publishing.publish(tmp_path, f"{module}-a", module, config, params[module])
     return tmp_path
 
 
@@ -118,7 +111,7 @@ def test_what_is_not_there_is_refused_with_what_is(published, tmp_path_factory):
 
 
 def test_two_cards_of_one_module_are_refused_by_name(published, params):
-    hub.publish(published, "vision-b", "vision", vision.tiny(), params["vision"])
+    publishing.publish(published, "vision-b", "vision", vision.tiny(), params["vision"])
     with pytest.raises(CardError, match="two cards of module 'vision': vision-a and vision-b"):
         hub.cards(published)
     with pytest.raises(CardError, match="two cards of module 'vision'"):
@@ -137,7 +130,7 @@ def test_what_is_published_is_what_is_loaded(published, params):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_files_come_back_as_float32_and_rounded_once(dtype, params, tmp_path):
-    card = hub.publish(tmp_path, "v", "vision", vision.tiny(), params["vision"], dtype=dtype)
+    card = publishing.publish(tmp_path, "v", "vision", vision.tiny(), params["vision"], dtype=dtype)
     assert card.interface.dtype == dtype
     kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
     same(
@@ -153,7 +146,7 @@ def test_publishing_states_the_facts(params, tmp_path):
         "preprocessing": Preprocessing(),
         "tokenizer": tokens,
     }
-    card = hub.publish(tmp_path, "d", "decoder", decoder.tiny(), params["decoder"], **facts)
+    card = publishing.publish(tmp_path, "d", "decoder", decoder.tiny(), params["decoder"], **facts)
     assert card == read_card(tmp_path / "d.json")
     assert (card.interface.reads, card.interface.vocabulary) == (("ids", "vision", "text"), 128)
     assert card.file.bytes == card.weights.stat().st_size
@@ -164,7 +157,7 @@ def test_parameters_that_are_not_the_configs_are_not_published(params, tmp_path)
     with pytest.raises(
         CardError, match="card v: the config has .* arrays.*only in the config.*only in the file"
     ):
-        hub.publish(tmp_path, "v", "vision", vision.tiny(), params["decoder"])
+        publishing.publish(tmp_path, "v", "vision", vision.tiny(), params["decoder"])
     assert not list(tmp_path.iterdir())
 
 
@@ -172,13 +165,13 @@ def test_parameters_that_are_not_the_configs_are_not_published(params, tmp_path)
 def test_numbers_that_are_not_finite_are_not_published(value, dtype, params, tmp_path):
     broken = {**params["vision"], "class_token": np.full(32, value, np.float32)}
     with pytest.raises(CardError, match=f"not finite as {dtype}: class_token"):
-        hub.publish(tmp_path, "v", "vision", vision.tiny(), broken, dtype=dtype)
+        publishing.publish(tmp_path, "v", "vision", vision.tiny(), broken, dtype=dtype)
     assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_dtype_is_refused_with_the_nearest(params, tmp_path):
     with pytest.raises(CardError, match='dtype "float61"|did you mean "float16"'):
-        hub.publish(tmp_path, "v", "vision", vision.tiny(), params["vision"], dtype="float61")
+        publishing.publish(tmp_path, "v", "vision", vision.tiny(), params["vision"], dtype="float61")
 
 
 @pytest.mark.parametrize("at", [0, 9, 300, -1])
@@ -278,9 +271,9 @@ def rewrite(published: Path, module: str, change) -> None:
     """Publishes a file whose arrays `change` has changed, with a card that is right about everything but
     them."""
     card = hub.find(published, module)
-    arrays = {name: np.array(array) for name, array in hub.weights.read(card.weights).items()}
+    arrays = {name: np.array(array) for name, array in weights.read(card.weights).items()}
     change(arrays)
-    sha256, size = hub.weights.write(card.weights, arrays)
+    sha256, size = weights.write(card.weights, arrays)
     dataclasses.replace(card, file=dataclasses.replace(card.file, sha256=sha256, bytes=size)).write()
 
 
@@ -342,7 +335,7 @@ def test_composed_cards_are_one_network_with_what_was_published(published, param
 
 
 def published_of(folder: Path, module: str, config) -> Path:
-    card = hub.publish(folder, f"{module}-b", module, config, drawn({module: config})[module])
+    card = publishing.publish(folder, f"{module}-b", module, config, drawn({module: config})[module])
     return folder / f"{card.name}.json"
 
 

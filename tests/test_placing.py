@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mplug2 import benchmark_load, hub, weights
+from mplug2 import benchmark_load, hub, publishing, weights
+from mplug2.errors import CardError
 from mplug2.modules import decoder
 from mplug2.network import Network, flat
 from mplug2.placing import place
@@ -75,7 +76,7 @@ def test_each_device_reads_its_own_slice_and_nothing_else():
 def test_a_module_lies_on_a_mesh_as_training_has_it(verify, tmp_path):
     config = decoder.tiny()
     params = Network({"decoder": config}).init(0)["decoder"]
-    card = hub.publish(tmp_path, "d", "decoder", config, params, dtype="bfloat16")
+    card = publishing.publish(tmp_path, "d", "decoder", config, params, dtype="bfloat16")
     loaded = hub.load_onto(card, Mesh(fsdp=2, tensor=4).build(), verify=verify)
     for (name, one), other in zip(flat(hub.load(card)[1]).items(), flat(loaded).values(), strict=True):
         np.testing.assert_array_equal(one, other, err_msg=name)
@@ -87,9 +88,9 @@ def test_a_module_lies_on_a_mesh_as_training_has_it(verify, tmp_path):
 def test_a_file_of_another_config_is_not_placed(tmp_path):
     config = decoder.tiny()
     params = Network({"decoder": config}).init(0)["decoder"]
-    card = hub.publish(tmp_path, "d", "decoder", config, params)
+    card = publishing.publish(tmp_path, "d", "decoder", config, params)
     other = dataclasses.replace(card, config=dataclasses.replace(config, depth=config.depth + 1))
-    with pytest.raises(hub.CardError, match="of another shape"):
+    with pytest.raises(CardError, match="of another shape"):
         hub.load_onto(other, Mesh().build())
 
 

@@ -229,8 +229,8 @@ def test_the_command_reports_a_recipe_and_writes_it(tmp_path, capsys):
 
 
 def test_the_command_scales_on_paper(capsys):
-    words = "plan text_classify.tiny --mesh fsdp=4 --weak-scaling 4,16"
-    assert command.main(words.split()) == 0
+    words = ["plan", "text_classify.tiny", "--mesh", "fsdp=4", "--weak-scaling", "4,16"]
+    assert command.main(words) == 0
     text = capsys.readouterr().out
     assert "data=4,fsdp=4" in text and "all sent" in text
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mplug2 import hub
+from mplug2 import hub, publishing
 from mplug2.card import Tokens
 from mplug2.data.pixels import Preprocessing
 from mplug2.data.tokens import SentencePiece
@@ -51,7 +51,7 @@ def folder(params, tmp_path_factory):
             "tokenizer": tokens if hasattr(config, "vocabulary") else None,
             "preprocessing": Preprocessing() if module == "vision" else None,
         }
-        hub.publish(folder, f"{module}-x", module, config, params[module], **facts)
+        publishing.publish(folder, f"{module}-x", module, config, params[module], **facts)
     return folder
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from fresh import fresh
+from fresh import drawn
 
-from mplug2 import hub, readme, upload
+from mplug2 import publishing, readme, upload
 from mplug2.card import Score, Trained
 from mplug2.errors import CardError, DownloadError
 from mplug2.modules import vision
@@ -17,12 +17,12 @@ from mplug2.modules import vision
 @pytest.fixture
 def card(tmp_path):
     config = vision.tiny()
-    return hub.publish(
+    return publishing.publish(
         tmp_path,
         "vision-a",
         "vision",
         config,
-        fresh({"vision": config})["vision"],
+        drawn({"vision": config})["vision"],
         trained=Trained(recipe="r.tiny", commit="abc", steps=7, seed=1, data="digits", machine="2 cores"),
         scores={"image_caption": Score(metric="exact match", value=0.9, low=0.88, high=0.92, n=1000)},
         licence="MIT",

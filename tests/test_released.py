@@ -11,9 +11,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from converting import released as released_keys
 from PIL import Image
 from test_clips import write_video
-from test_convert import released as released_keys
 
 from mplug2 import recipes
 from mplug2.card_tokenizer import tokenizer_of

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mplug2.data.handwriting import Handwriting
-from mplug2.data.stream import Feed, Mixture, Stream, collate, corrupt, epoch, stream
+from mplug2.data.stream import Feed, Mixture, Stream, collate, corrupt, stream
 from mplug2.data.tokens import SPECIAL, SentencePiece
 from mplug2.errors import DataError
 
@@ -95,8 +95,8 @@ def test_worker_processes_give_the_same_batches():
 def test_hosts_read_their_shares_of_the_same_global_batches():
     whole = take(stream(FEEDS, tokenizer=TOKENIZER, seed=1), 5)
     hosts = [
-        take(stream(FEEDS, tokenizer=TOKENIZER, seed=1, process_index=index, process_count=2), 5)
-        for index in range(2)
+        take(stream(FEEDS, tokenizer=TOKENIZER, seed=1, held=of), 5)
+        for of in (lambda batch: range(batch // 2), lambda batch: range(batch // 2, batch))
     ]
     joined = [
         {name: {key: np.concatenate([a[name][key], b[name][key]]) for key in a[name]} for name in a}
@@ -131,27 +131,6 @@ def test_a_state_of_another_stream_is_refused():
     steps = stream(FEEDS, tokenizer=TOKENIZER, seed=3)
     with pytest.raises(DataError, match="'seed': 4"):
         steps.set_state(stream(FEEDS, tokenizer=TOKENIZER, seed=4).get_state())
-
-
-def test_an_epoch_shows_every_example_once_in_order_and_marks_the_filling():
-    batches = list(epoch(Words("red", 10), {"text": 4}, tokenizer=TOKENIZER, batch=4))
-    assert [batch["index"][batch["valid"]].tolist() for batch in batches] == [
-        [0, 1, 2, 3],
-        [4, 5, 6, 7],
-        [8, 9],
-    ]
-    assert all(batch["text"].shape == (4, 4) for batch in batches)
-
-
-@pytest.mark.parametrize("count", [1, 9, 10, 16, 17])
-def test_hosts_share_an_epoch_without_gap_or_repetition(count):
-    hosts = [
-        list(epoch(Words("red", count), {}, tokenizer=TOKENIZER, batch=4, process_index=i, process_count=2))
-        for i in range(2)
-    ]
-    assert len(hosts[0]) == len(hosts[1])
-    seen = [batch["index"][batch["valid"]].tolist() for pair in zip(*hosts, strict=True) for batch in pair]
-    assert sum(seen, []) == list(range(count))
 
 
 def test_masking_follows_bert():
@@ -213,6 +192,23 @@ def test_an_empty_data_set_is_refused():
         stream({"none": Feed(Rows(()), 1, {})}, tokenizer=TOKENIZER)
 
 
-def test_a_batch_that_hosts_cannot_share_is_refused():
-    with pytest.raises(DataError, match='feed "caption".*8.*3 process'):
-        stream(FEEDS, tokenizer=TOKENIZER, process_count=3)
+def test_a_batch_without_examples_is_refused():
+    with pytest.raises(DataError, match='feed "caption": no example of a batch of 0'):
+        stream({"caption": Feed(Handwriting("caption"), 0, {})}, tokenizer=TOKENIZER)
+
+
+def test_a_state_of_several_hosts_continues_in_one_with_the_same_global_batches():
+    whole = take(stream(FEEDS, tokenizer=TOKENIZER, seed=1), 6)
+    hosts = [stream(FEEDS, tokenizer=TOKENIZER, seed=1, held=lambda n: range(n // 2)) for _ in range(2)]
+    states = [(take(host, 4), json.loads(json.dumps(host.get_state())))[1] for host in hosts]
+    assert states[0] == states[1]
+    for held in (range, lambda batch: range(1, batch, 2)):  # one host; one of two that hold every other row
+        resumed = stream(FEEDS, tokenizer=TOKENIZER, seed=1, held=held)
+        resumed.set_state(states[0])
+        expected = [
+            {name: {key: value[list(held(8 if name == "caption" else 4))] for key, value in batch.items()}}
+            for step in whole[4:]
+            for name, batch in step.items()
+        ]
+        found = [{name: batch} for step in take(resumed, 2) for name, batch in step.items()]
+        assert_same(found, expected)

@@ -208,3 +208,16 @@ def test_the_command_finds_the_recipe_changes_it_and_says_where_it_goes(monkeypa
     assert (recipe.seed, recipe.steps, elsewhere) == (3, 7, "elsewhere")
     assert folder == default_folder(recipe) and folder.parent == Path("runs")
     assert named == {"source": "image_caption.tiny", "overrides": ["seed=3", "steps=7"]}
+
+
+def test_the_checkpoint_of_lowest_loss_is_kept(tmp_path):
+    run(toy(best="loss/count", checkpoint_every=2, keep=1, log_every=2), tmp_path)
+    losses = {int(line["step"]): line["loss/count"] for line in read_metrics(tmp_path)}
+    best = min(losses, key=losses.__getitem__)
+    assert best != 12  # or the test would show nothing
+    assert Checkpoints(tmp_path).steps == [best, 12]
+
+
+def test_a_best_that_nothing_measures_is_refused():
+    with pytest.raises(RecipeError, match=r"best is 'loss/cont', expected.*did you mean \"loss/count\""):
+        toy(best="loss/cont")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mplug2 import processes
 from mplug2.logbook import read_metrics
 from mplug2.losses import cross_entropy
 from mplug2.network import Network
@@ -54,7 +55,7 @@ def count(batch: Mapping[str, Array], key: Array | None = None, *, vision: Layer
 
 class Numbers:
     """An endless stream of batches that are a function of the step; examples of `spoiled` have an infinite
-    scale."""
+    scale. Of several processes each gets the examples that it holds."""
 
     def __init__(
         self, recipe: Recipe, spoiled: tuple[int, ...] = (), end: int | None = None, wait: float = 0.0
@@ -78,6 +79,8 @@ class Numbers:
                 "scale": np.where(np.isin(index, self.spoiled), np.inf, 1).astype(np.float32),
                 "index": index,
             }
+            held = processes.held(self.recipe.mesh.build(), objective.batch)
+            batches[name] = {field: array[held] for field, array in batches[name].items()}
         self.step += 1
         return batches
 

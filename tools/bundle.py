@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from mplug2 import archive, bundle, hub, lock, overrides, recipes
-from mplug2.errors import RecipeError
+from mplug2.errors import CardError, RecipeError
 from mplug2.run import read_run
 from mplug2.tools.publish import trained
 from mplug2.trained import restore
@@ -25,6 +25,8 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--out", type=Path, metavar="F", required=True, help="a folder, or a file F.tar")
     asked = parser.parse_intermixed_args(argv)
+    if asked.out.exists() and (asked.out.is_file() or any(asked.out.iterdir())):
+        raise CardError(f"{asked.out} is there already: give another place for the bundle")
     if Path(asked.what).suffix == ".tar":
         print(f"{asked.out}: {len(archive.unpack(Path(asked.what), asked.out))} files")
         return 0

@@ -6,7 +6,7 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-from mplug2 import hub, readme
+from mplug2 import hub, publishing, readme
 from mplug2.card import STREAMS, Card
 from mplug2.errors import CardError
 from mplug2.modules import connector
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     for card in by_module.values():
         copy(card, asked.out)
     for module, config in fresh.items():
-        hub.publish(asked.out, f"{module}-new", module, config, params[module])
+        publishing.publish(asked.out, f"{module}-new", module, config, params[module])
     write_json(asked.out / "load_report.json", report.json())
     readme.write(asked.out, hub.cards(asked.out).values())
     print(report.table())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mplug2 import bundle, hub, overrides, recipes
+from mplug2 import bundle, hub, overrides, processes, recipes
 from mplug2.card_tokenizer import tokenizer_of
 from mplug2.data.pixels import Preprocessing
 from mplug2.data.tokens import Tokenizer
@@ -31,11 +31,17 @@ def main(argv: list[str] | None = None) -> int:
         raise RecipeError(f"expected one run, recipe or card to evaluate, got {', '.join(words)}")
     if asked.limit is not None and asked.limit < 1:
         raise RecipeError(f"--limit is {asked.limit}, expected at least 1")
-    recipe, network, params, tokenizer = opened(words[0] if words else DEFAULT, changes)
+    with processes.joined(asked.coordinator, asked.processes, asked.process, asked.patience):
+        _evaluate(asked, words[0] if words else DEFAULT, changes)
+    return 0
+
+
+def _evaluate(asked: argparse.Namespace, source: str, changes: list[str]) -> None:
+    recipe, network, params, tokenizer = opened(source, changes)
 
     from mplug2.evaluate import evaluate  # after the arguments are known to be right
 
-    screen = Console()
+    screen = Console(quiet=not processes.first())
     results = evaluate(
         network,
         params,
@@ -47,12 +53,11 @@ def main(argv: list[str] | None = None) -> int:
         predictions=asked.predictions,
     )
     results.show(screen)
-    if asked.out is not None:
+    if asked.out is not None and processes.first():
         results.save(asked.out)
         screen.print(f"results: {asked.out}")
     if asked.predictions is not None:
         screen.print(f"predictions: {asked.predictions}")
-    return 0
 
 
 def opened(source: str, changes: list[str]) -> tuple[Recipe, Network, Parameters, Tokenizer]:
@@ -169,4 +174,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--predictions", type=Path, metavar="DIR", help="write what was said, one JSONL file each"
     )
+    processes.add_options(parser)
     return parser

@@ -221,16 +221,16 @@ def search_json(found: Search) -> dict[str, object]:
 def _scale(recipe: Recipe, asked: str, path: str | None) -> int:
     if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", asked):
         raise RecipeError(f'--weak-scaling: expected numbers of devices as in 8,64,512, got "{asked}"')
-    chips = [int(word) for word in asked.split(",")]
+    sizes = [int(word) for word in asked.split(",")]
+    bigger = [plan_paper.scaled(recipe, size) for size in sizes]
     work = plan_paper.study(recipe)
     before = math.prod(asdict(recipe.mesh).values())
     network = Network(recipe.parts, recipe.execution)
     rows = []
-    for number in chips:
-        grown = plan_paper.scaled(recipe, number)
-        paper = plan_paper.on_paper(grown, work.times(number / before), network)
+    for size, grown in zip(sizes, bigger, strict=True):
+        paper = plan_paper.on_paper(grown, work.times(size / before), network)
         sent = {f"{kind} {axes}": amount for (kind, axes), amount in paper.traffic.items()}
-        rows.append({"devices": number, "mesh": asdict(grown.mesh), "memory": paper.memory, "sent": sent})
+        rows.append({"devices": size, "mesh": asdict(grown.mesh), "memory": paper.memory, "sent": sent})
     show_scaling(rows, console())
     _write(path, rows)
     return 0

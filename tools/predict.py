@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from mplug2 import bundle, overrides, recipes
-from mplug2.data.wording import Wording
+from mplug2.card_wording import wording_of
 from mplug2.errors import DataError, RecipeError
 from mplug2.lock import Lock
 from mplug2.predict import Predictor
@@ -66,13 +66,6 @@ def find(locked: Lock) -> Recipe | None:
         return overrides.apply(recipes.find(locked.recipe), locked.overrides)
     except RecipeError:
         return None
-
-
-def wording_of(recipe: Recipe | None) -> Wording | None:
-    """How questions were worded in training; None: as they are asked."""
-    objectives = recipe.objectives.values() if recipe else ()
-    learned = (getattr(objective.data, "wording", None) for objective in objectives)
-    return next((one for one in learned if one is not None), None)
 
 
 def _readable(found: dict) -> str:

@@ -2,18 +2,23 @@
 people."""
 
 import argparse
+import hashlib
 import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from mplug2 import adapt, hub, lock, overrides, readme, recipes
+from mplug2 import adapt, hub, lock, overrides, publishing, readme, recipes
 from mplug2.card import Parent, Parents, Score, Trained
 from mplug2.card_tokenizer import stated
-from mplug2.errors import CardError, nearest
+from mplug2.card_wording import stated as stated_wording
+from mplug2.card_wording import wording_of
+from mplug2.data.digest import digest
+from mplug2.errors import CardError, DataError, nearest
 from mplug2.network import Network, Parameters
 from mplug2.recipe import Recipe
 from mplug2.remote import split_hub
+from mplug2.roles import DELTA, Form
 from mplug2.run import Run, read_run
 from mplug2.trained import restore
 from mplug2.upload import upload
@@ -60,11 +65,12 @@ def publish(
     """Writes the chosen modules; `address` is where the folder will be found, if it is elsewhere."""
     tokens = stated(recipe.tokenizer, folder)
     scores = read_scores(arguments.scores) if arguments.scores else {}
+    how, questions = trained(run, recipe, step), stated_wording(wording_of(recipe))
     cards = []
     for module in chosen:
         config = network.configs[module]
         name = f"{module}-{arguments.family or recipe.name.rpartition('.')[2]}"
-        card = hub.publish(
+        card = publishing.publish(
             folder,
             name,
             module,
@@ -74,12 +80,13 @@ def publish(
             licence=arguments.licence,
             source=arguments.source,
             paper="arXiv:2302.00402",
-            trained=trained(run, recipe, step),
-            parents=trained_from(run, module),
+            trained=how,
+            parents=trained_from(run, module, recipe.forms.get(module) if arguments.merged else None),
             scores=scores,
             urls=(f"{address}/{name}.safetensors",) if address else (),
             preprocessing=recipe.preprocessing if module in ("vision", "temporal") else None,
             tokenizer=tokens if hasattr(config, "vocabulary") else None,
+            questions=questions if module == "text" else None,
             base=hub.base_sha256(recipe, module),
         )
         cards.append(card)
@@ -116,16 +123,39 @@ def trained(run: Run, recipe: Recipe, step: int) -> Trained:
         machine=", ".join(
             str(machine[fact]) for fact in ("processor", "cores", "devices") if fact in machine
         ),
+        data_sha256=data_sha256(recipe),
     )
 
 
-def trained_from(run: Run, module: str) -> Parents | None:
-    """The published module that a run began this one from, as its lock says. Raises CardError."""
-    path = run.path / lock.FILE
-    part = lock.read(path).modules.get(module) if path.is_file() else None
-    if part is None or part.file is None:
+def data_sha256(recipe: Recipe) -> str | None:
+    """Of the train splits that a recipe learns from; None where one is not here."""
+    try:
+        found = sorted({digest(objective.data) for objective in recipe.objectives.values()})
+    except DataError:
         return None
-    return Parents(method="train", base=Parent(name=part.card, sha256=part.file.sha256))
+    return hashlib.sha256(" ".join(found).encode()).hexdigest() if found else None
+
+
+def trained_from(run: Run, module: str, form: Form | None = None) -> Parents | None:
+    """The published module that a run began this one from, as its lock says; with `form`, that of the delta
+    that is merged into it, and the delta's own card where the run began from one. Raises CardError."""
+    path = run.path / lock.FILE
+    parts = lock.read(path).modules if path.is_file() else {}
+    base, delta = (
+        Parent(name=part.card, sha256=part.file.sha256) if part and part.file else None
+        for part in (parts.get(module), parts.get(module + DELTA))
+    )
+    if base is None:
+        return None
+    if form is None:
+        return Parents(method="train", base=base)
+    settings = {name: float(value) for name, value in vars(form).items() if isinstance(value, int | float)}
+    return Parents(
+        method=type(form).__name__.lower(),
+        base=base,
+        merged=(delta,) if delta else (),
+        settings=settings,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,15 +1,17 @@
-"""`mplug2 show NAME`: explains a recipe (routes, parameters, FLOPs, modes) or a module (its sizes)."""
+"""`mplug2 show NAME`: explains a recipe (routes, parameters, FLOPs, modes), a module (sizes) or a card."""
 
 import argparse
 import dataclasses
 import math
 import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from mplug2 import anatomy, composition, hub, modules, recipes
+from mplug2 import anatomy, composition, hub, modules, readme, recipes, release
+from mplug2.card import Card
 from mplug2.data.stream import check_data
 from mplug2.errors import CardError, DataError, RecipeError, nearest
 from mplug2.network import Network
@@ -35,10 +37,10 @@ def count(number: float) -> str:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="mplug2 show",
-        description="Explain a recipe (NAME, NAME.SIZE or FILE.py:FUNCTION) or a module.",
+        description="Explain a recipe (NAME, NAME.SIZE or FILE.py:FUNCTION), a module or a card.",
         epilog="example: mplug2 show video_qa.base modules.universal.depth=3",
     )
-    parser.add_argument("name", metavar="NAME", help="a recipe or a module")
+    parser.add_argument("name", metavar="NAME", help="a recipe, a module or a card")
     parser.add_argument(
         "overrides", nargs="*", metavar="field=value", help="change the recipe first, by dotted path"
     )
@@ -48,11 +50,15 @@ def main(argv: list[str]) -> int:
             raise RecipeError(f"{given.name} is a module; field=value changes recipes")
         show_module(given.name, console())
         return 0
-    known = {*recipes.RECIPES, *modules.MODULES}
+    if given.name in hub.shelf() or Path(given.name).exists() and ".py" not in given.name:
+        for card in hub.cards(given.name).values():
+            show_card(card)
+        return 0
+    known = {*recipes.RECIPES, *modules.MODULES, *hub.shelf()}
     if given.name.partition(".")[0] not in known and ".py" not in given.name:
         raise RecipeError(
-            f'there is no recipe or module "{given.name}"{nearest(given.name, known)}; "mplug2 recipes" and '
-            f'"mplug2 modules" list them'
+            f'there is no recipe, module or card "{given.name}"{nearest(given.name, known)}'
+            f'{release.hint(given.name)}; "mplug2 recipes" and "mplug2 modules" list the first two'
         )
     show_recipe(apply(recipes.find(given.name), given.overrides), console())
     return 0
@@ -78,10 +84,23 @@ def show_module(name: str, screen: Console) -> None:
     screen.print(f"Used by: {', '.join(users) or 'no recipe'}")
 
 
+def show_card(card: Card) -> None:
+    print("\n".join(readme.section(card)))
+    if path := hub.is_here(card):
+        print(f"Its weights are {path}\n")
+    elif card.file.urls:
+        print(
+            f'Its weights are not here yet: "mplug2 download {card.folder / card.name}.json" fetches them\n'
+        )
+    else:
+        hint = release.hint(str(card.folder))
+        print(f"Its weights are not at {card.weights}, and it gives no address{hint}\n")
+
+
 def show_recipe(recipe: Recipe, screen: Console) -> None:
     missing = _missing(recipe)
     composition.check_modules(recipe)
-    parts, sizes = anatomy.dissect(recipe), anatomy.parameters(Network(recipe.modules))
+    parts, sizes = anatomy.dissect(recipe), anatomy.parameters(Network(recipe.parts))
     execution, optimizer = recipe.execution, recipe.optimizer
     screen.print(f"[bold]{recipe.name}[/bold]  {count(sum(sizes.values()))} parameters")
     screen.print(
@@ -94,7 +113,7 @@ def show_recipe(recipe: Recipe, screen: Console) -> None:
     )
     for column in table.columns[2:]:
         column.justify = "right"
-    for module in recipe.modules:
+    for module in recipe.parts:
         work = sum(
             part.flops.get(module, 0.0) * recipe.objectives[name].batch for name, part in parts.items()
         )
@@ -129,7 +148,10 @@ def _missing(recipe: Recipe) -> list[str]:
 
     def load() -> None:
         for module, card in recipe.cards.items():
-            hub.find(card, module)
+            try:
+                hub.find(card, module)
+            except CardError as error:
+                raise CardError(f"{error}{release.hint(card)}") from None
 
     reasons = []
     for needed in (lambda: composition.check_vocabularies(recipe), lambda: check_data(recipe.feeds), load):

@@ -2,7 +2,7 @@
 
 import argparse
 
-from mplug2 import composition, overrides, recipes
+from mplug2 import composition, overrides, processes, recipes
 from mplug2.data.stream import check_data
 from mplug2.run import default_folder
 
@@ -21,14 +21,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--run-dir", help="where the run is kept (default: runs/RECIPE-FINGERPRINT)")
     parser.add_argument("--steps", type=int, help="short for steps=N")
+    processes.add_options(parser)
     asked = parser.parse_intermixed_args(argv)
     changes = [*asked.overrides, *([] if asked.steps is None else [f"steps={asked.steps}"])]
-    recipe = overrides.apply(recipes.find(asked.recipe), changes)
+    with processes.joined(asked.coordinator, asked.processes, asked.process, asked.patience):
+        recipe = overrides.apply(recipes.find(asked.recipe), changes)
 
-    composition.check(recipe)
-    check_data(recipe.feeds)
+        composition.check(recipe)
+        check_data(recipe.feeds)
 
-    from mplug2.train import train  # after the recipe is known to be right: it takes seconds to import
+        from mplug2.train import train  # after the recipe is known to be right: it takes seconds to import
 
-    train(recipe, asked.run_dir or default_folder(recipe), source=asked.recipe, overrides=changes)
+        train(recipe, asked.run_dir or default_folder(recipe), source=asked.recipe, overrides=changes)
     return 0

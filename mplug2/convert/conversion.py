@@ -21,12 +21,14 @@ import numpy as np
 
 from mplug2.card import Card, File, Tokens, interface
 from mplug2.card_tokenizer import stated
+from mplug2.card_wording import stated as stated_wording
 from mplug2.convert import writing
-from mplug2.convert.families import FAMILIES, Model, canonical
+from mplug2.convert.families import FAMILIES, Model, canonical, likely
 from mplug2.convert.shapes import Settings
 from mplug2.convert.tensors import StoredTensor, read_safetensors, same, stored
 from mplug2.convert.torch_file import read_torch
 from mplug2.data.pixels import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from mplug2.data.wording import Official
 from mplug2.data.wordpiece import OfficialWordPiece, WordPiece
 from mplug2.errors import CheckpointError, Mplug2Error, nearest
 from mplug2.network import Network, flat
@@ -63,6 +65,14 @@ class Options:
 def read_checkpoint(path: Path) -> tuple[dict[str, StoredTensor], str]:
     """The tensors of a .safetensors file, or of PyTorch's, and what they were wrapped in. Raises
     CheckpointError."""
+    if path.is_dir():
+        held = [
+            file.name
+            for kind in ("*.safetensors", "*.pth", "*.pt", "*.tar", "*.bin")
+            for file in path.glob(kind)
+        ]
+        hint = f"; it holds {_some(sorted(held))}" if held else ""
+        raise CheckpointError(f"{path} is a folder: name the checkpoint's file in it{hint}")
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")
     if path.suffix == ".safetensors":
@@ -90,7 +100,9 @@ def convert(path: Path, family: str, folder: Path, options: Options) -> dict[str
         fates = account(model, tensors, options.skip)
         _check(model, tensors, shapes)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        kind = likely(tensors)
+        hint = f"; its keys look like those of --from {kind}" if kind and kind != family else ""
+        raise CheckpointError(f"{path}: {error}{hint}") from None
     finite = writing.Finite()
     with _new_folder(folder) as fresh:
         modules = {
@@ -244,6 +256,7 @@ def _write_module(
         paper=paper,
         preprocessing=_preprocessing(module, config, family, options.settings),
         tokenizer=_tokens(family, folder, options, config) if module in ("text", "decoder") else None,
+        questions=stated_wording(Official()) if module == "text" and family == "mplug2" else None,
         folder=folder,
     )
     card.write()

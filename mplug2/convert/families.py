@@ -1,7 +1,7 @@
 """Kinds of checkpoint: their modules, the table of their keys, and the rules by which other keys are dead."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,9 +88,7 @@ def mplug2(shapes: Shapes, settings: Settings | None = None) -> Model:
     text = count(shapes, "text_encoder.encoder.layer")
     universal = _universal_layers(shapes)
     if not universal:
-        raise CheckpointError(
-            "no layer of text_encoder has cross-attention: it is no mPLUG-2 (--from mplug?)"
-        )
+        raise CheckpointError("no layer of text_encoder has cross-attention: it is no mPLUG-2")
     ffn, hidden = shape(shapes, "text_encoder.encoder.layer.0.intermediate.dense.weight")
     settings = settings or released(hidden)
     configs = _common(shapes, settings, private=text - universal)
@@ -106,7 +104,7 @@ def mplug2(shapes: Shapes, settings: Settings | None = None) -> Model:
 def mplug(shapes: Shapes, settings: Settings | None = None) -> Model:
     """mPLUG with CLIP's picture tower. It has no universal layers: its text layers are all private."""
     if _universal_layers(shapes):
-        raise CheckpointError("layers of text_encoder have cross-attention: it is an mPLUG-2 (--from mplug2)")
+        raise CheckpointError("layers of text_encoder have cross-attention: it is an mPLUG-2")
     if "visual_encoder.visual.conv1.weight" not in shapes:
         raise CheckpointError(
             "its visual_encoder is not CLIP's (visual_encoder.visual.conv1.weight is missing)"
@@ -262,3 +260,18 @@ def bert(shapes: Shapes, settings: Settings | None = None) -> Model:
 
 Family = Callable[[Shapes, Settings | None], Model]
 FAMILIES: dict[str, Family] = {"mplug2": mplug2, "mplug": mplug, "clip": clip, "vit": vit, "bert": bert}
+
+TELLING = {
+    "clip": r"(visual\.)?conv1\.weight|vision_model\.embeddings\..*",
+    "vit": r"patch_embed\.proj\.weight",
+    "bert": r"(bert\.)?embeddings\.word_embeddings\.weight",
+    "mplug2": r"text_encoder\.encoder\.layer\.\d+\.crossattention\..*",
+    "mplug": r"text_encoder\.encoder\.layer\..*",
+}
+"""Keys that only one family has; of those that match, the first family counts."""
+
+
+def likely(keys: Iterable[str]) -> str | None:
+    """The family that a checkpoint's keys look like, None where it is none of FAMILIES."""
+    keys = list(keys)
+    return next((name for name, key in TELLING.items() if any(re.fullmatch(key, one) for one in keys)), None)

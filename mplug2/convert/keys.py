@@ -168,20 +168,13 @@ class Builder:
         self.norm("vision", "input_norm", f"{prefix}ln_pre")
         self.norm("vision", "output_norm", f"{prefix}ln_post")
         blocks = [f"{prefix}transformer.resblocks.{layer}" for layer in range(config.depth)]
-        ours = "blocks.layers"
-        for third, name in enumerate(("query", "key", "value")):
-            packed = f"{ours}.attention.{name}"
-            self.add("vision", f"{packed}.kernel", _each(blocks, "attn.in_proj_weight"), Matrix(), third)
-            self.add("vision", f"{packed}.bias", _each(blocks, "attn.in_proj_bias"), Same(), third)
-        self.linear("vision", f"{ours}.attention.out", _each(blocks, "attn.out_proj"))
-        self.norm("vision", f"{ours}.attention_norm", _each(blocks, "ln_1"))
-        self.norm("vision", f"{ours}.mlp_norm", _each(blocks, "ln_2"))
-        self.linear("vision", f"{ours}.mlp.up", _each(blocks, "mlp.c_fc"))
-        self.linear("vision", f"{ours}.mlp.down", _each(blocks, "mlp.c_proj"))
+        self._packed(_each(blocks, "attn.in_proj_weight"), _each(blocks, "attn.in_proj_bias"))
+        linear = {"attention.out": "attn.out_proj", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}
+        self._blocks(blocks, linear, {"attention_norm": "ln_1", "mlp_norm": "ln_2"})
 
     def clip_vision_of_hugging_face(self, config: Any, prefix: str) -> None:
         """The same tower under Hugging Face's names (`pre_layrnorm` is spelled so)."""
-        blocks, ours = layers(f"{prefix}encoder.layers", range(config.depth)), "blocks.layers"
+        blocks = layers(f"{prefix}encoder.layers", range(config.depth))
         self.add("vision", "class_token", f"{prefix}embeddings.class_embedding")
         self.add("vision", "positions", f"{prefix}embeddings.position_embedding.weight")
         stem = Patches(config.stem.patch, config.stem.tubelet, flat=True)
@@ -189,35 +182,36 @@ class Builder:
         self.map.counted[f"{prefix}embeddings.position_ids"] = 1 + config.grid[0] * config.grid[1]
         self.norm("vision", "input_norm", f"{prefix}pre_layrnorm")
         self.norm("vision", "output_norm", f"{prefix}post_layernorm")
-        for official, name in (
-            ("q_proj", "query"),
-            ("k_proj", "key"),
-            ("v_proj", "value"),
-            ("out_proj", "out"),
-        ):
-            self.linear("vision", f"{ours}.attention.{name}", _each(blocks, f"self_attn.{official}"))
-        self.norm("vision", f"{ours}.attention_norm", _each(blocks, "layer_norm1"))
-        self.norm("vision", f"{ours}.mlp_norm", _each(blocks, "layer_norm2"))
-        self.linear("vision", f"{ours}.mlp.up", _each(blocks, "mlp.fc1"))
-        self.linear("vision", f"{ours}.mlp.down", _each(blocks, "mlp.fc2"))
+        projections = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
+        linear = {f"attention.{name}": f"self_attn.{official}" for name, official in projections.items()}
+        linear |= {"mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"}
+        self._blocks(blocks, linear, {"attention_norm": "layer_norm1", "mlp_norm": "layer_norm2"})
 
     def plain_vision(self, config: Any) -> None:
         """The plain vision transformer under timm's names, which DeiT, DINO and MAE share."""
-        blocks, ours = layers("blocks", range(config.depth)), "blocks.layers"
+        blocks = layers("blocks", range(config.depth))
         self.add("vision", "class_token", "cls_token", Same(lead=2))
         self.add("vision", "positions", "pos_embed", Same(lead=1))
         self.add("vision", "stem.kernel", "patch_embed.proj.weight", Patches(config.stem.patch, flat=True))
         self.add("vision", "stem.bias", "patch_embed.proj.bias")
         self.norm("vision", "output_norm", "norm")
+        self._packed(_each(blocks, "attn.qkv.weight"), _each(blocks, "attn.qkv.bias"))
+        linear = {"attention.out": "attn.proj", "mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"}
+        self._blocks(blocks, linear, {"attention_norm": "norm1", "mlp_norm": "norm2"})
+
+    def _packed(self, weights: str | Sequence[str], biases: str | Sequence[str]) -> None:
+        """A vision tower's queries, keys and values, which lie in one matrix a block."""
         for third, name in enumerate(("query", "key", "value")):
-            packed = f"{ours}.attention.{name}"
-            self.add("vision", f"{packed}.kernel", _each(blocks, "attn.qkv.weight"), Matrix(), third)
-            self.add("vision", f"{packed}.bias", _each(blocks, "attn.qkv.bias"), Same(), third)
-        self.linear("vision", f"{ours}.attention.out", _each(blocks, "attn.proj"))
-        self.norm("vision", f"{ours}.attention_norm", _each(blocks, "norm1"))
-        self.norm("vision", f"{ours}.mlp_norm", _each(blocks, "norm2"))
-        self.linear("vision", f"{ours}.mlp.up", _each(blocks, "mlp.fc1"))
-        self.linear("vision", f"{ours}.mlp.down", _each(blocks, "mlp.fc2"))
+            ours = f"blocks.layers.attention.{name}"
+            self.add("vision", f"{ours}.kernel", weights, Matrix(), third)
+            self.add("vision", f"{ours}.bias", biases, Same(), third)
+
+    def _blocks(self, blocks: list[str], linear: Mapping[str, str], norms: Mapping[str, str]) -> None:
+        """A vision tower's layers, {ours: theirs} in a block."""
+        for ours, official in linear.items():
+            self.linear("vision", f"blocks.layers.{ours}", _each(blocks, official))
+        for ours, official in norms.items():
+            self.norm("vision", f"blocks.layers.{ours}", _each(blocks, official))
 
     def local_temporal(self, depth: int, prefix: str) -> None:
         blocks = [f"{prefix}transformer.resblocks.{layer}" for layer in range(depth)]

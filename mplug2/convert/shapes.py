@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mplug2.card import decode
 from mplug2.errors import CheckpointError, nearest
 from mplug2.roles import Config
+from mplug2.typed_json import decode
 
 Shapes = Mapping[str, tuple[int, ...]]
 CLIP_HEAD = 64  # the width of a head in every CLIP tower
@@ -205,7 +205,5 @@ def count(shapes: Shapes, prefix: str) -> int:
 
 def shape(shapes: Shapes, key: str) -> tuple[int, ...]:
     if key not in shapes:
-        raise CheckpointError(
-            f"key {key} is missing{nearest(key, shapes)}; is this the kind of checkpoint --from names?"
-        )
+        raise CheckpointError(f"key {key} is missing{nearest(key, shapes)}")
     return shapes[key]

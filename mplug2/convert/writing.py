@@ -1,8 +1,8 @@
 """Modules written from tensors that lie in another file: turned, stacked and checked block by block, never
 held whole.
 
-The safetensors file has the bytes that `mplug2.hub.publish` would write of the same arrays, so its card is an
-ordinary one.
+The safetensors file has the bytes that `mplug2.publishing.publish` would write of the same arrays: its card
+is an ordinary one.
 """
 
 import hashlib

@@ -1,13 +1,14 @@
 """Annotations of video data sets: files of captions, or of questions and answers -> entries, one an example.
 
 `CaptionLines` and `QuestionLines` read the official mPLUG-2 layouts, one JSON object a line; `VideoDataInfo`
-reads the public MSRVTT json. In `train` every caption is an entry of its own; in other splits every video is,
-with all of its captions. Whatever is not as it should be is refused with the file and the line.
+reads the public MSRVTT json. In `train` every caption is an entry of its own, and every answer that people
+gave to a question; in other splits every video is one, with all of its captions, and every question. Whatever
+is not as it should be is refused with the file and the line.
 """
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -25,7 +26,7 @@ class Entry:
     video: str
     captions: tuple[str, ...] = ()
     question: str = ""
-    answer: str = ""
+    answers: tuple[str, ...] = ()
 
 
 class Annotations(Protocol):
@@ -62,7 +63,8 @@ class CaptionLines:
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionLines:
-    """Questions, a file a split ("": there is none): lines `{"video_id", "question", "answer"}`."""
+    """Questions, a file a split ("": there is none): lines `{"video_id", "question", "answer"}`, or with
+    `"answers": [...]`, what several people answered."""
 
     train: str = "train.jsonl"
     validation: str = ""
@@ -70,15 +72,16 @@ class QuestionLines:
     texts = ("question", "answer")
 
     def entries(self, root: Path, split: str) -> list[Entry]:
-        return [
-            Entry(
-                where,
-                _video(where, row),
-                question=_text(where, row, "question"),
-                answer=_text(where, row, "answer"),
-            )
-            for where, row in _lines(_file_of(self, root, split))
-        ]
+        entries = self._read(_file_of(self, root, split))
+        if split == "train":
+            return [replace(one, answers=(answer,)) for one in entries for answer in one.answers]
+        return list(entries)
+
+    def _read(self, path: Path) -> Iterator[Entry]:
+        for where, row in _lines(path):
+            several = tuple(_texts(where, row, "answers")) if "answers" in row else ()
+            answers = several or (_text(where, row, "answer"),)
+            yield Entry(where, _video(where, row), (), _text(where, row, "question"), answers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +202,7 @@ def _object(where: str, text: str) -> Mapping[str, Any]:
 def _field(where: str, row: Mapping[str, Any], name: str) -> Any:
     if name not in row:
         known = ", ".join(f'"{key}"' for key in row) or "nothing"
-        raise DataError(f'{where}: has no "{name}"; it has {known}{nearest(name, row)}')
+        raise DataError(f'{where}: has no "{name}"; it has {known}')
     return row[name]
 
 

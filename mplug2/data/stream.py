@@ -7,12 +7,12 @@ corruption of its `caption` or `text` as `masked` and `masked_target` (0 = not c
 is one batch per feed.
 
 Order is a pure function of (seed, step): the state is the step alone, the same for any number of threads,
-worker processes and hosts. Each host reads its own contiguous share of every global batch.
+worker processes and hosts. Each host reads of every global batch the examples that its devices hold.
 """
 
 import sys
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -137,47 +137,19 @@ def stream(
     split: str = "train",
     workers: int = 0,
     threads: int = 1,
-    process_index: int = 0,
-    process_count: int = 1,
+    held: Callable[[int], Sequence[int]] = range,
 ) -> Stream:
     """The endless stream of `feeds`, reshuffled every epoch.
 
     `threads` prepare steps in the background (0: in the caller); `workers` are processes that do so instead,
-    worth their start-up only where decoding is heavy. Raises DataError on a batch that the hosts cannot share
-    evenly.
+    worth their start-up only where decoding is heavy. `held(batch)`: which examples of a global batch of that
+    size are read here (default: all).
     """
+    rows = {name: tuple(held(feed.batch)) for name, feed in feeds.items()}
     for name, feed in feeds.items():
-        if feed.batch < 1 or feed.batch % process_count:
-            raise DataError(
-                f'feed "{name}": a batch of {feed.batch} cannot be shared by {process_count} process(es)'
-            )
-    steps = _Steps(dict(feeds), tokenizer, seed, split, process_index, process_count)
-    return Stream(steps, workers, threads)
-
-
-def epoch(
-    data: Any,
-    lengths: Mapping[str, int],
-    *,
-    tokenizer: Tokenizer,
-    batch: int,
-    split: str = "test",
-    limit: int | None = None,
-    seed: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Iterator[Batch]:
-    """Every example of `split` (the first `limit`) once, in order, over all hosts together: batches of
-    `batch` with `valid` bool (B,), the last one filled up with copies of its first example that are not
-    valid. All hosts get the same number of batches."""
-    parts = [part.source(split) for part in (data.parts if isinstance(data, Mixture) else [data])]
-    places = [(source, index) for source in parts for index in range(len(source))][:limit]
-    for start in range(0, len(places), batch * process_count):
-        here = start + process_index * batch
-        rows = [source[index] for source, index in places[here : here + batch]]
-        filling = rows[0] if rows else places[start][0][places[start][1]]
-        full = collate(rows + [filling] * (batch - len(rows)), lengths, tokenizer, seed)
-        yield full | {"valid": np.arange(batch) < len(rows)}
+        if not rows[name]:
+            raise DataError(f'feed "{name}": no example of a batch of {feed.batch} is read here')
+    return Stream(_Steps(dict(feeds), tokenizer, seed, split, rows), workers, threads)
 
 
 def collate(
@@ -257,8 +229,7 @@ class _Steps:
     tokenizer: Tokenizer
     seed: int
     split: str
-    process_index: int
-    process_count: int
+    rows: Mapping[str, Sequence[int]]  # of the global batch of each feed
     start: int = 0
 
     def __post_init__(self) -> None:
@@ -280,10 +251,9 @@ class _Steps:
     def __getitem__(self, index: int) -> dict[str, Batch]:
         batches = {}
         for name, feed in self.feeds.items():
-            share = feed.batch // self.process_count
-            first = (self.start + index) * feed.batch + self.process_index * share
+            first = (self.start + index) * feed.batch
             order = self._orders[name]  # pyright: ignore[reportAttributeAccessIssue]
-            examples = [order[position] for position in range(first, first + share)]
+            examples = [order[first + row] for row in self.rows[name]]
             batches[name] = collate(examples, feed.lengths, self.tokenizer, self.seed)
         return batches
 

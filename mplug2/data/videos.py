@@ -1,12 +1,13 @@
 """Videos on disk: a data set of video files below a root folder, and what is said or asked about them.
 
 `Videos(root=..., annotations=CaptionLines()).source("train")[index]` -> dict with `index`, `clips` uint8
-T H W C, `video` (its id), and `caption` and `captions`, or `question` and `answer`. Examples of `train` are
-worded for a decoder to learn; in other splits `caption`, `captions` and `answer` are the truth as the file
-has it. The same index gives the same example in any process.
+T H W C, `video` (its id), and `caption` and `captions`, or `question` and `answer` (and `answers`, where
+several people gave one). Examples of `train` are worded for a decoder to learn; in other splits captions and
+answers are the truth as the file has it. The same index gives the same example in any process.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,11 +113,14 @@ class VideoSource:
 
     def texts(self, index: int) -> dict[str, Any]:
         """The texts of an example without its video: the question as it is asked, the truth as the file has
-        it; `caption` is the first of `captions`."""
+        it; `caption` is the first of `captions`, `answer` the commonest of `answers`."""
         entry = self._entry(index)
         if entry.captions:
             return {"caption": entry.captions[0], "captions": entry.captions}
-        return {"question": self.data.wording.question(entry.question, self.split), "answer": entry.answer}
+        asked = self.data.wording.question(entry.question, self.split)
+        commonest, _ = Counter(entry.answers).most_common(1)[0]
+        several = {"answers": entry.answers} if len(entry.answers) > 1 else {}
+        return {"question": asked, "answer": commonest} | several
 
     def _entry(self, index: int) -> Entry:
         if not 0 <= index < len(self):

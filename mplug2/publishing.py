@@ -1,0 +1,75 @@
+"""Publishing: one module written as a safetensors file and the card that names it."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from mplug2 import gate, weights
+from mplug2.card import Card, File, Interface, Parents, Questions, Score, Tokens, Trained, draft, interface
+from mplug2.data.pixels import Preprocessing
+from mplug2.errors import CardError, nearest
+from mplug2.gate import NONE
+from mplug2.network import Parameters, flat
+from mplug2.roles import Config
+
+
+def publish(
+    folder: str | Path,
+    name: str,
+    module: str,
+    config: Config,
+    params: Parameters,
+    *,
+    dtype: str = "float32",
+    licence: str = "Apache-2.0",
+    source: str = "",
+    paper: str = "",
+    trained: Trained | None = None,
+    parents: Parents | None = None,
+    scores: Mapping[str, Score] = NONE,
+    urls: tuple[str, ...] = (),
+    connects: Interface | None = None,
+    preprocessing: Preprocessing | None = None,
+    tokenizer: Tokens | None = None,
+    questions: Questions | None = None,
+    base: str | None = None,
+) -> Card:
+    """Writes one module as `<name>.safetensors` and `<name>.json` into `folder` and returns its card.
+
+    `params` is the module's own nested dict; `base` is the sha256 of what a delta adapts. Raises CardError
+    when its arrays are not the config's or not finite, in their own type or in `dtype`, and when the files
+    cannot be written.
+    """
+    if dtype not in weights.FLOATS:
+        raise CardError(
+            f"dtype {dtype!r}: weights are published as {sorted(weights.FLOATS)}"
+            + nearest(dtype, weights.FLOATS)
+        )
+    arrays = {key: np.asarray(array) for key, array in flat(params).items()}
+    path = Path(folder) / f"{name}.safetensors"
+    card = dataclasses.replace(
+        draft(name, module, config, connects or interface(module, config, dtype), base),
+        licence=licence,
+        source=source,
+        paper=paper,
+        trained=trained,
+        parents=parents,
+        scores=dict(scores),
+        preprocessing=preprocessing,
+        tokenizer=tokenizer,
+        questions=questions,
+        folder=path.parent,
+    )
+    gate.check(card, gate.shapes(config, f"module {module}"), arrays)
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused below by name
+        arrays = {key: array.astype(weights.FLOATS[dtype]) for key, array in arrays.items()}
+    if strange := sorted(
+        key for key, array in arrays.items() if not np.isfinite(array.astype(np.float32)).all()
+    ):
+        raise CardError(f"module {module}: not finite as {dtype}: {gate.listing(strange)}")
+    sha256, size = weights.write(path, arrays, {"card": name})
+    card = dataclasses.replace(card, file=File(path=path.name, sha256=sha256, bytes=size, urls=urls))
+    card.write()
+    return card

@@ -1,0 +1,151 @@
+"""Released checkpoints: files of other programs, downloaded, converted into cards and verified in one step.
+
+    install(find("mplug2_pretrain"), Path("data/mplug2_pretrain"))
+
+Their authors published addresses, and neither sha256 nor size. What can be had is this: the first download is
+believed, from the host that they name and over https only, if it has the size that the server states; its
+sha256 and size are then recorded in the cache (`pins/`), and from there on no other file is taken for it.
+What was recorded is printed, to be compared with others. A release that states its sha256 is held to it at
+once.
+"""
+
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+from mplug2 import files, hub
+from mplug2.cache import Cache
+from mplug2.card import LARGEST_FILE, File
+from mplug2.convert import conversion
+from mplug2.convert.shapes import Settings
+from mplug2.download import fetch, fetch_first
+from mplug2.errors import CardError, CheckpointError, nearest
+from mplug2.meter import Meter
+from mplug2.remote import SCHEMES, Patience
+from mplug2.typed_json import decode, encode, expect, is_sha256, plain_name, read_json
+
+SUFFIX = ".release.json"
+NOTE = "release.json"
+"""In the `conversion` folder of what was installed: the release, and the sha256 and size of its file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """`family`: what `mplug2 convert --from` calls it; `file`: its name where it was published; `prompt`:
+    what its captions began with; `sha256` and `bytes`: both, where they are known."""
+
+    name: str
+    family: str
+    file: str
+    urls: tuple[str, ...]
+    source: str
+    licence: str = "unknown"
+    prompt: str = ""
+    sha256: str | None = None
+    bytes: Annotated[int, LARGEST_FILE] | None = None
+
+    def __post_init__(self):
+        plain_name("name", self.name)
+        plain_name("file", self.file)
+        expect(bool(self.urls), "urls", self.urls, "at least one address")
+        for url in self.urls:
+            expect(url.startswith(SCHEMES), "urls", url, f"addresses that begin with one of {SCHEMES}")
+        both = (self.sha256 is None) == (self.bytes is None)
+        expect(both, "bytes", self.bytes, "a size where a sha256 is stated, and none without")
+        if self.sha256 is not None:
+            is_sha256("sha256", self.sha256)
+
+
+def _shelf() -> dict[str, Any]:
+    folder = resources.files("mplug2.checkpoints")
+    return {path.name.removesuffix(SUFFIX): path for path in folder.iterdir() if path.name.endswith(SUFFIX)}
+
+
+def releases() -> list[str]:
+    """The names of the releases that the package knows."""
+    return sorted(_shelf())
+
+
+def find(name: str) -> Release:
+    """A release by its name. Raises CardError with the nearest one."""
+    if name not in (known := _shelf()):
+        raise CardError(f'no release "{name}": known are {sorted(known)}{nearest(name, known)}')
+    return read(Path(str(known[name])))
+
+
+def read(path: Path) -> Release:
+    """Raises CardError with the file and the field that is wrong."""
+    value = read_json(path, "release")
+    try:
+        return decode(Release, value, "")
+    except CardError as error:
+        raise CardError(f"release {path}: {error}") from None
+
+
+def hint(place: str) -> str:
+    """How to get the cards that belong at `place`, if it is called like a release; else nothing."""
+    if (name := Path(place).name) not in _shelf():
+        return ""
+    release = find(name)
+    return (
+        f'; "mplug2 download {name} --out {place}" downloads and converts it, of the file: '
+        f'"mplug2 convert {release.file} --from {release.family} --out {place}"'
+    )
+
+
+def downloaded(
+    release: Release, cache: Cache, *, patience: Patience = Patience(), meter: Meter | None = None
+) -> tuple[Path, File]:
+    """(its file in the cache, what is known of it now). Raises DownloadError."""
+    known = cache.pinned(release.name)
+    if release.sha256 is not None and release.bytes is not None:
+        known = {"sha256": release.sha256, "bytes": release.bytes}
+    if not known:
+        known = fetch_first(release.file, release.urls, release.name, cache, patience=patience, meter=meter)
+    file = File(path=release.file, sha256=known["sha256"], bytes=known["bytes"], urls=release.urls)
+    return fetch(file, cache, patience=patience, meter=meter), file
+
+
+def install(
+    release: Release,
+    folder: Path,
+    *,
+    vocabulary: Path | None = None,
+    settings: Settings | None = None,
+    cache: Cache | None = None,
+    patience: Patience = Patience(),
+    meter: Meter | None = None,
+) -> tuple[str, File]:
+    """Downloads, converts into `folder`, and verifies every card there by sha256 and array by array; what is
+    there already is verified. Returns (what was done in words, the file). Raises DownloadError,
+    CheckpointError, CardError."""
+    note = folder / "conversion" / NOTE
+    if note.is_file():
+        kept = decode(_Installed, read_json(note, "release"), "")
+        if kept.release != release:
+            raise CardError(f"{folder} holds {kept.release.name} as {kept.release}, expected {release}")
+        file, said = kept.file, f"{folder} is there already"
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder}: is there already, and not a folder of {release.name}")
+    else:
+        path, file = downloaded(release, cache or Cache.default(), patience=patience, meter=meter)
+        options = conversion.Options(
+            name=release.name.replace("_", "-"),
+            settings=settings,
+            vocabulary=vocabulary,
+            prompt=release.prompt,
+            licence=release.licence,
+        )
+        said = conversion.told(conversion.convert(path, release.family, folder, options))
+        files.write_text(note, json.dumps(encode(_Installed(release=release, file=file)), indent=1) + "\n")
+    for card in hub.cards(folder).values():
+        hub.stored(card)
+    return said, file
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Installed:
+    release: Release
+    file: File

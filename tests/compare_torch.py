@@ -1,0 +1,195 @@
+"""A train step and greedy captions beside PyTorch, on the same parameters and batch, in turns in one run:
+
+    python tests/compare_torch.py [--size base] [--dtype float32] [--steps 5] [--no-compile] [--json]
+
+Ours is the very step of training. Theirs is the twin (torch_twin.py): SDPA, a fused AdamW, compiled by
+`torch.compile`, and autocast where the type is bfloat16; on a GPU where both have one. It prints medians, the
+spread, FLOP/s, tokens/s and the ratio. Needs PyTorch (the extra
+`compare`), and g++ to compile.
+"""
+
+import argparse
+import functools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch  # pyright: ignore[reportMissingImports]
+from torch_twin import Twin
+
+from mplug2 import AdamW, Execution, Objective, modules, tasks
+from mplug2.benchmark import step_flops, threads
+from mplug2.data.pixels import Preprocessing
+from mplug2.generate import Greedy, decode
+from mplug2.network import Network, Parameters
+from mplug2.roles import PAD, Array
+from mplug2.routes import see
+from mplug2.step import Trainer
+from mplug2.tools.bench import official_work
+
+Batch = Mapping[str, np.ndarray]
+NAMES = ("vision", "temporal", "universal", "decoder")
+BEGIN, END = 101, 102
+RATE, DECAY = 1e-3, 0.02
+
+
+def work(configs: Mapping[str, Any], *, batch: int, frames: int, words: int) -> Batch:
+    """Clips of noise and captions of which `words` words are learned."""
+    random = np.random.default_rng(0)
+    shape = (batch, frames, *configs["vision"].image, 3)
+    ids = random.integers(1, configs["decoder"].vocabulary, (batch, words + 1), np.int32)
+    return {"clips": random.integers(0, 256, shape, np.uint8), "caption": ids}
+
+
+class Ours:
+    """The zoo's step and captions."""
+
+    def __init__(self, network: Network, params: Parameters, batch: Batch, *, dropout: bool):
+        count, frames, height, width = batch["clips"].shape[:4]
+        recipe = replace(
+            official_work(),
+            modules=network.configs,
+            objectives={"caption": Objective(task=tasks.caption, data=None, batch=count)},
+            preprocessing=Preprocessing(height=height, width=width, frames=frames),
+            optimizer=AdamW(learning_rate=RATE, weight_decay=DECAY, warmup=1, final=1.0, clip=0.0),
+            execution=network.execution,
+            dropout=dropout,
+            log_every=1,
+        )
+        self.network, self.trainer = network, Trainer(recipe, network)
+        self.state = self.trainer.begin(params)
+        self.batches = jax.tree.map(self.trainer.place_batch, {"caption": dict(batch)})
+        self.flops = step_flops(recipe, jax.eval_shape(lambda: self.batches))
+
+    def step(self) -> float:
+        """The loss that the step began with."""
+        self.state, metrics = self.trainer.step(self.state, {}, self.batches)
+        return float(metrics["metrics"]["loss"])
+
+    def captions(self, length: int) -> np.ndarray:
+        """Ids `B length`, none of them special."""
+        return np.asarray(self._generate(self.state["params"], length))
+
+    @functools.partial(jax.jit, static_argnums=(0, 2))
+    def _generate(self, params: Parameters, length: int) -> Array:
+        clips = self.trainer.recipe.preprocessing.to_float(self.batches["caption"]["clips"])
+        parts = self.network.bind(params)
+        seen = see(clips, **{name: parts[name] for name in ("vision", "temporal", "universal")})
+        search = Greedy(length=length, least=length)
+        return decode(parts["decoder"], seen, None, search, begin=BEGIN, end=END).ids[:, 0, 1:]
+
+
+class Theirs:
+    """The twin's. `compiled`: by torch.compile."""
+
+    def __init__(
+        self, network: Network, params: Parameters, batch: Batch, *, dropout: bool, compiled: bool = False
+    ):
+        size = Preprocessing()
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.twin = Twin(network.configs)
+        self.twin.load(params)
+        self.twin.to(self.device).train(dropout)
+        self.dropout, self.dtype = dropout, getattr(torch, network.execution.dtype)
+        self.optimizer = self.twin.optimizer(RATE, DECAY)
+        self.loss = torch.compile(self.twin) if compiled else self.twin
+        self.clips = torch.from_numpy(np.array(size.to_float(jnp.asarray(batch["clips"])))).to(self.device)
+        self.ids = torch.from_numpy(batch["caption"].astype(np.int64)).to(self.device)
+
+    def _exactness(self) -> torch.autocast:
+        return torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32)
+
+    def step(self) -> float:
+        """The loss that the step began with."""
+        with self._exactness():
+            loss = self.loss(self.clips, self.ids)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(loss.detach())
+
+    def captions(self, length: int) -> np.ndarray:
+        self.twin.eval()
+        with torch.inference_mode(), self._exactness():
+            memory = self.twin.see(self.clips)
+            ids = self.twin.decoder.greedy(memory, length, BEGIN, never=(PAD, BEGIN, END))
+        self.twin.train(self.dropout)
+        return ids.cpu().numpy()
+
+
+def timed(sides: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each side, in turns, after one that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for repeat in range(repeats + 1):
+        for name, go in sides.items():
+            began = time.perf_counter()
+            go()
+            if repeat:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--size", choices=("base", "large"), default="base")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--frames", type=int, default=4)
+    parser.add_argument("--words", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=5, help="timed ones of each side")
+    parser.add_argument("--no-compile", action="store_true", help="PyTorch as it runs eagerly")
+    parser.add_argument("--remat", default="dots", help="our execution.remat (default: dots)")
+    parser.add_argument("--unroll", action="store_true", help="our execution.scan=false")
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    configs = {name: modules.sizes(name)[asked.size]() for name in NAMES}
+    network = Network(configs, Execution(dtype=asked.dtype, remat=asked.remat, scan=not asked.unroll))
+    params = jax.jit(network.init, static_argnums=0)(0)
+    batch = work(configs, batch=asked.batch, frames=asked.frames, words=asked.words)
+    torch.set_num_threads(threads())
+    theirs = Theirs(network, params, batch, dropout=True, compiled=not asked.no_compile)
+    ours = Ours(network, params, batch, dropout=True)
+    del params
+    steps = timed({"ours": ours.step, "theirs": theirs.step}, asked.steps)
+    length = asked.words
+    texts = timed({name: functools.partial(side.captions, length) for name, side in
+                   (("ours", ours), ("theirs", theirs))}, asked.steps)  # fmt: skip
+    found = {
+        "size": asked.size,
+        "dtype": asked.dtype,
+        "batch": asked.batch,
+        "devices": [jax.devices()[0].device_kind, theirs.device],
+        "versions": {"jax": jax.__version__, "torch": torch.__version__},
+        "compiled": not asked.no_compile,
+        "gflop_a_step": round(ours.flops / 1e9, 1),
+        "step_s": steps,
+        "captions_s": texts,
+    }
+    if asked.json:
+        print(json.dumps(found))
+    else:
+        show(found, ours.flops, asked.batch * length)
+    return 0
+
+
+def show(found: Mapping[str, Any], flops: float, tokens: int) -> None:
+    print(", ".join(f"{name} {found[name]}" for name in ("size", "dtype", "batch", "devices", "versions")))
+    for what, work in (("step_s", flops / 1e9), ("captions_s", tokens)):
+        unit = "GFLOP/s" if what == "step_s" else "tokens/s"
+        for side, seconds in found[what].items():
+            middle, best = statistics.median(seconds), min(seconds)
+            spread = f"{best:.3f} to {max(seconds):.3f} s"
+            print(f"{what[:-2]:<9} {side:<7} median {middle:.3f} s ({spread}), {work / middle:.1f} {unit}")
+        ours, theirs = (statistics.median(found[what][side]) for side in ("ours", "theirs"))
+        print(f"{what[:-2]:<9} theirs takes {theirs / ours:.2f} times as long as ours")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,349 @@
+"""Several processes on loopback are one training and one evaluation: the same numbers, one log, one set of
+checkpoints; and they end together.
+
+Most tests look at what one job of two processes with two devices each has done (`together`).
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import test_evaluate
+import test_meshes
+from cluster import call, environ, finish, free_port, start
+from toy import losses, run, toy
+
+from mplug2 import processes
+from mplug2.checkpoint import Checkpoints, restore_modules
+from mplug2.errors import DataError, Mplug2Error
+from mplug2.evaluate import Classification, Retrieval
+from mplug2.logbook import read_metrics
+from mplug2.processes import ProcessError
+from mplug2.recipe import Recipe
+from mplug2.run import read_run
+from mplug2.sharding import Mesh
+from mplug2.train import train
+
+MESHES = {
+    "both hold the same examples": Mesh(fsdp=2, tensor=2),
+    "each holds half of them": Mesh(data=2, sequence=2),
+}
+ONE, FSDP = Mesh(), Mesh(fsdp=4)
+
+
+def recipe(mesh: Mesh = ONE, **changes) -> Recipe:
+    """The toy without dropout, whose random bits depend on the mesh."""
+    return toy(dropout=False, mesh=mesh, **changes)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# One job
+
+
+def job(place: str) -> None:
+    """What `together` starts, in every process."""
+    folder, said = Path(place), {}
+    # Runs on the same mesh have the same programs.
+    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    for name, mesh in MESHES.items():
+        run(recipe(mesh), folder / name)
+    with pytest.raises(DataError):  # a stream that ends stands for a crash
+        run(recipe(FSDP), folder / "stopped", end=7)
+    said |= {"refused": refused(folder), "skipped": skipped(folder), "scores": scores(folder)}
+    said["restored"] = float(restore_modules(folder / "damaged")[1]["head"]["bias"].sum())
+    said["exchanged"] = processes.exchange(
+        {"process": jax.process_index(), "text": "x" * jax.process_index()}
+    )
+    (folder / f"said-{jax.process_index()}.json").write_text(json.dumps(said))
+    run(recipe(FSDP, steps=3000, checkpoint_every=5000), folder / "preempted", wait=0.02)
+
+
+def refused(folder: Path) -> dict[str, str]:
+    """The sentences of errors that must be the same everywhere."""
+
+    def missing() -> None:
+        raise DataError("only process 0 looked")
+
+    def diverged() -> None:
+        run(recipe(Mesh(data=4), log_every=100), folder / "diverged", spoiled=(605,))
+
+    asked = {
+        "of_first": lambda: processes.of_first(missing),
+        "diverged": diverged,
+        "small mesh": lambda: run(recipe(Mesh(data=2)), folder / "small"),
+        "large mesh": lambda: run(recipe(Mesh(data=8)), folder / "large"),
+        "batch": lambda: run(recipe(Mesh(data=4), accumulate=2), folder / "batch"),
+        "different": lambda: run(recipe(FSDP, keep=3 + jax.process_index()), folder / "different"),
+        "another": lambda: run(recipe(FSDP, seed=5), folder / "stopped"),
+    }
+    said = {}
+    for name, ask in asked.items():
+        with pytest.raises(Mplug2Error) as error:
+            ask()
+        said[name] = str(error.value)
+    return said
+
+
+def skipped(folder: Path) -> list[str]:
+    """Warnings of a run that goes on from the checkpoint before a damaged one."""
+    run(recipe(FSDP, steps=10), folder / "damaged")
+    expected = losses(folder / "damaged")
+    if processes.first():
+        for file in (folder / "damaged" / "checkpoints" / "10" / "head" / "d").iterdir():
+            os.truncate(file, file.stat().st_size // 2)
+    processes.exchange(None)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(recipe(FSDP, steps=10), folder / "damaged")
+    assert losses(folder / "damaged") == expected
+    return [str(one.message) for one in caught if "cannot be read" in str(one.message)]
+
+
+CAPTIONED = test_evaluate.Memory(
+    tuple(
+        {"index": place, "clips": test_evaluate.clip(place % 7), "label": place % 3, "caption": word}
+        for place, word in enumerate("red two left nine a five one red two left".split())
+    )
+)
+
+
+def scores(folder: Path | None) -> dict[str, list[float]]:
+    """Values and intervals of evaluations whose last batches are not full, or of which some are nobody's."""
+    found = {}
+    for batch in (1, 3, 4, 100):
+        evaluations = {
+            "digit": Classification(data=CAPTIONED, batch=batch),
+            "retrieval": Retrieval(data=CAPTIONED, length=4, batch=batch),
+        }
+        results = test_evaluate.measured(
+            evaluations, predictions=None if folder is None else folder / f"predictions-{batch}"
+        )
+        found |= {
+            f"{name} {batch}": [score.value, score.low, score.high, score.n]
+            for name, score in results.tasks.items()
+        }
+    return found
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory) -> tuple[Path, list[dict], list[str]]:
+    """(folder, what each process found, what each printed) of the job, which SIGTERM to process 1 ends."""
+    folder = tmp_path_factory.mktemp("together")
+    started = start("test_processes.job", folder, count=2, devices=2)
+    until = time.monotonic() + 900
+    while len(read_metrics(folder / "preempted")) < 5 and time.monotonic() < until:
+        if any(process.poll() is not None for process in started):
+            break
+        time.sleep(0.1)
+    started[1].send_signal(signal.SIGTERM)
+    ended = finish(started)
+    assert [status for status, _ in ended] == [0, 0], "\n".join(text for _, text in ended)
+    found = [json.loads((folder / f"said-{process}.json").read_text()) for process in range(2)]
+    return folder, found, [text for _, text in ended]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """The toy's run in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    run(recipe(), folder)
+    return folder
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_two_processes_learn_what_one_does_on_any_mesh(mesh, together, alone):
+    one, two = ([line["loss"] for line in read_metrics(folder)] for folder in (alone, together[0] / mesh))
+    assert len(two) == 12
+    np.testing.assert_allclose(two[0], one[0], rtol=1e-5)
+    np.testing.assert_allclose(two, one, rtol=1e-3)
+
+
+def test_process_0_alone_writes_and_prints(together):
+    folder, _, said = together
+    assert "finished after step 12" in said[0] and "finished" not in said[1] and "step" not in said[1]
+    (session,) = read_run(folder / "each holds half of them").sessions
+    assert (session["machine"]["process_count"], session["machine"]["device_count"]) == (2, 4)
+    assert len(list((folder / "each holds half of them" / "tensorboard").iterdir())) == 1
+
+
+def test_sigterm_to_one_process_saves_all_at_the_same_step(together):
+    folder, _, said = together
+    (step,) = Checkpoints(folder / "preempted").steps
+    assert 5 <= step < 3000 and len(read_metrics(folder / "preempted")) == step
+    assert f"stopped after step {step} of 3000; the same command continues" in said[0]
+
+
+def test_what_two_processes_saved_goes_on_in_one_on_another_mesh(together, alone):
+    folder, _, _ = together
+    assert Checkpoints(folder / "stopped").steps == [5]
+    resumed = run(recipe(), folder / "stopped")
+    assert [session["machine"]["process_count"] for session in resumed.run.sessions] == [2, 1]
+    found, expected = ([line["loss"] for line in read_metrics(one)] for one in (folder / "stopped", alone))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_errors_are_the_same_sentence_everywhere(together):
+    _, (first, second), _ = together
+    assert first["refused"] == second["refused"]
+    refused = first["refused"]
+    assert refused["of_first"] == "only process 0 looked"
+    assert "examples [600, 601, 602, 603, 604, 605, 606, 607]" in refused["diverged"]
+    assert "uses 2 of the 4 devices of 2 processes" in refused["small mesh"]
+    assert "needs 8 devices, there are 4" in refused["large mesh"]
+    assert "a batch of 4 in 2 part(s) does not divide among 4 devices" in refused["batch"]
+    assert "process 1 (here) was given another recipe" in refused["different"]
+    assert refused["different"].endswith("keep is 3 there, 4 here")
+    assert "seed is 0 there, 5 here" in refused["another"]
+
+
+def test_a_damaged_checkpoint_is_passed_over_by_all_alike(together):
+    folder, found, _ = together
+    for one in found:
+        (warning,) = one["skipped"]
+        assert "checkpoints/10 cannot be read (head/d/" in warning and "trying the one before" in warning
+    assert Checkpoints(folder / "damaged").steps == [5, 10]
+
+
+def test_what_is_exchanged_arrives_whole(together):
+    for one in together[1]:
+        assert one["exchanged"] == [{"process": 0, "text": ""}, {"process": 1, "text": "x"}]
+
+
+def test_each_process_can_read_modules_of_a_run(together):
+    one = float(restore_modules(together[0] / "damaged")[1]["head"]["bias"].sum())
+    assert [found["restored"] for found in together[1]] == [one, one]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_evaluations_in_two_processes_are_those_of_one_to_the_last_bit(together):
+    folder, found, _ = together
+    expected = scores(None)
+    assert found[0]["scores"] == found[1]["scores"] == expected
+    lines = (folder / "predictions-3" / "digit.jsonl").read_text().splitlines()
+    assert [json.loads(line)["index"] for line in lines] == list(range(10))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Jobs that end too early, or never begin
+
+
+def lost(folder: str) -> None:
+    """Process 1 alone finds its data missing."""
+    run(recipe(Mesh(data=2)), Path(folder), end=4 if jax.process_index() else None)
+
+
+def test_what_one_process_meets_all_are_told(tmp_path):
+    ended = finish(start("test_processes.lost", tmp_path, count=2, devices=1))
+    assert [status for status, _ in ended] == [2, 2], ended
+    assert "process 1 has ended (DataError: the stream of batches has ended before" in ended[0][1]
+    assert "Traceback" not in ended[0][1]
+
+
+@pytest.mark.parametrize(
+    "coordinator, count, process, told",
+    [
+        ("localhost:1234", 2, 2, "--process is 2, expected from 0 to 1"),
+        ("localhost:1234", 2, -1, "--process is -1, expected from 0 to 1"),
+        ("localhost:1234", 0, 0, "--processes is 0, expected at least 1"),
+        ("localhost", 2, 0, '--coordinator is "localhost", expected HOST:PORT'),
+        ("localhost:99999", 2, 0, "expected HOST:PORT"),
+        (None, 2, 0, "--coordinator is missing"),
+        ("localhost:1234", None, None, "--processes, --process are missing"),
+    ],
+)
+def test_what_does_not_make_a_job_is_one_sentence(coordinator, count, process, told):
+    with pytest.raises(ProcessError, match=told), processes.joined(coordinator, count, process):
+        pass
+
+
+def test_a_coordinator_that_is_not_there_is_given_up(capfd):
+    address = f"127.0.0.1:{free_port()}"
+    with pytest.raises(ProcessError, match=f"cannot be reached at {address} within 1 s.*Connection refused"):
+        with processes.joined(address, 2, 1, patience=1):
+            pass
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The commands
+
+
+def mplug2(*words: object, devices: int, **variables: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "mplug2.tools.main", *map(str, words)],
+        env=environ(devices) | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_the_commands_train_and_score_in_processes_that_are_named_or_that_slurm_started(tmp_path):
+    run_dir, scores = tmp_path / "run", tmp_path / "scores.json"
+    words = ("train", "text_classify.tiny", "mesh.data=2", "steps=3", "--run-dir", run_dir)
+    address = f"127.0.0.1:{free_port()}"
+    by_name = [("--coordinator", address, "--processes", 2, "--process", process) for process in range(2)]
+    ended = finish([mplug2(*words, *named, devices=1) for named in by_name])
+    assert [status for status, _ in ended] == [0, 0], ended
+    assert "finished after step 3" in ended[0][1]
+
+    slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    each = [slurm | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
+    told = ("eval", run_dir, "--limit", 150, "--out", scores)
+    ended = finish([mplug2(*told, devices=1, **variables) for variables in each])
+    assert [status for status, _ in ended] == [0, 0], ended
+    two = json.loads(scores.read_text())["tasks"]
+    ((status, said),) = finish([mplug2(*told, devices=1)])
+    assert status == 0, said
+    assert json.loads(scores.read_text())["tasks"] == two and two
+
+
+# ------------------------------------------------------------------------------------------------------------
+# All tasks
+
+
+def train_all_tasks(folder: str, mesh: str) -> None:
+    train(
+        test_meshes.multi_task(steps=50, log_every=1, checkpoint_every=50, mesh=Mesh(**json.loads(mesh))),
+        folder,
+    )
+
+
+@pytest.fixture(scope="module")
+def all_tasks_alone(tmp_path_factory) -> list[float]:
+    folder = tmp_path_factory.mktemp("all")
+    call("test_processes.train_all_tasks", folder, "{}", count=1, devices=1)
+    return [line["loss"] for line in read_metrics(folder)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "count, mesh",
+    [
+        (2, {"data": 8}),
+        (2, {"fsdp": 8}),
+        (2, {"fsdp": 2, "tensor": 4}),
+        (2, {"data": 2, "sequence": 2, "tensor": 2}),
+        (4, {"data": 8}),
+        (4, {"fsdp": 2, "tensor": 4}),
+        (4, {"data": 2, "sequence": 2, "tensor": 2}),
+    ],
+    ids=str,
+)
+def test_fifty_steps_of_all_tasks_in_several_processes_are_those_of_one(
+    count, mesh, all_tasks_alone, tmp_path
+):
+    words = ("test_processes.train_all_tasks", tmp_path, json.dumps(mesh))
+    call(*words, count=count, devices=8 // count)
+    apart = abs(np.array([line["loss"] for line in read_metrics(tmp_path)]) / all_tasks_alone - 1)
+    print(count, mesh, "relative differences: first step", apart[0], "largest", apart.max())
+    assert len(apart) == 50 and apart[0] <= 1e-5 and apart.max() <= 1e-3

@@ -1,0 +1,173 @@
+"""Released checkpoints: downloaded, converted and verified in one step, and held to what first came."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+from misbehaving import (  # pyright: ignore[reportMissingImports]
+    CONTENT,
+    QUICK,
+    Server,
+    planned,
+)
+from safetensors.numpy import load_file
+from torch_writer import save
+
+from mplug2 import hub, release
+from mplug2.cache import Cache
+from mplug2.convert import conversion
+from mplug2.convert.shapes import read_settings
+from mplug2.download import fetch_first
+from mplug2.errors import CardError, DownloadError
+from mplug2.recipes import released
+from mplug2.release import Release
+from mplug2.tools.main import main
+
+SHELF, GOLDEN = Path(__file__).parent.parent / "checkpoints", Path(__file__).parent / "golden"
+SETTINGS = read_settings(GOLDEN / "oracle" / "qa_stride2.json")
+
+
+@pytest.fixture(autouse=True)
+def online(monkeypatch, tmp_path):
+    monkeypatch.delenv("MPLUG2_OFFLINE", raising=False)
+    monkeypatch.setenv("MPLUG2_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory) -> Path:
+    """A small checkpoint with the keys of the official program, as PyTorch writes it."""
+    tensors = load_file(GOLDEN / "oracle" / "qa_stride2.params.safetensors")
+    return save(tmp_path_factory.mktemp("official") / "mPLUG2_X.pth", {"model": tensors, "epoch": 9})
+
+
+@pytest.fixture
+def wanted(official, tmp_path) -> Release:
+    copy = tmp_path / official.name
+    copy.write_bytes(official.read_bytes())
+    return Release(name="x", family="mplug2", file=copy.name, urls=(copy.as_uri(),), source="a test")
+
+
+def test_a_release_is_downloaded_converted_verified_and_recorded_in_one_step(wanted, official, tmp_path):
+    said, file = release.install(wanted, tmp_path / "out", settings=SETTINGS)
+    content = official.read_bytes()
+    assert (file.sha256, file.bytes) == (hashlib.sha256(content).hexdigest(), len(content))
+    assert Cache.default().pinned("x")["sha256"] == file.sha256
+    assert "keys are in modules" in said
+    conversion.convert(official, "mplug2", tmp_path / "by-hand", conversion.Options("x", SETTINGS))
+    cards, by_hand = hub.cards(tmp_path / "out"), hub.cards(tmp_path / "by-hand")
+    assert {name: card.file for name, card in cards.items()} == {n: c.file for n, c in by_hand.items()}
+    Path(wanted.urls[0].removeprefix("file://")).unlink()  # nothing is asked for again
+    said, again = release.install(wanted, tmp_path / "out", settings=SETTINGS)
+    assert again == file and "is there already" in said
+    with pytest.raises(CardError, match="holds x as .* expected Release.name='y'"):
+        release.install(dataclasses.replace(wanted, name="y"), tmp_path / "out")
+
+
+def test_what_was_converted_is_verified_each_time(wanted, tmp_path):
+    release.install(wanted, tmp_path / "out", settings=SETTINGS)
+    weights = hub.find(tmp_path / "out", "universal").weights
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(CardError, match="sha256 is .*, the card says"):
+        release.install(wanted, tmp_path / "out", settings=SETTINGS)
+
+
+def test_another_file_than_the_first_is_never_taken(wanted, tmp_path):
+    cache = Cache.default()
+    path, file = release.downloaded(wanted, cache)
+    path.unlink()
+    with Path(wanted.urls[0].removeprefix("file://")).open("r+b") as there:
+        there.write(b"other")
+    with pytest.raises(DownloadError, match=f"sha256 {file.sha256}.*sent a file of sha256"):
+        release.downloaded(wanted, cache)
+    stated = dataclasses.replace(wanted, name="stated", sha256="a" * 64, bytes=file.bytes)
+    with pytest.raises(DownloadError, match=f"sha256 {'a' * 64}.*sent a file of sha256"):
+        release.downloaded(stated, cache)
+    (cache.folder / "pins" / "x.json").write_text("{}")
+    with pytest.raises(DownloadError, match="does not say what was taken for x; remove it"):
+        release.downloaded(wanted, cache)
+
+
+def first(*tricks: str, cache: Cache) -> dict:
+    with Server(CONTENT, planned(*tricks)) as server:
+        return fetch_first("f.pth", (server.url("f"),), "x", cache, patience=QUICK)
+
+
+@pytest.mark.parametrize(
+    "tricks",
+    [("good", "drop", "drop", "good"), ("good", "no_tag", "weak_tag", "good"), ("good", "stall", "good")],
+)
+def test_the_first_download_is_whole_whatever_the_connection_does(tricks, tmp_path):
+    cache = Cache(tmp_path / "c")
+    known = first(*tricks, cache=cache)
+    assert known["sha256"] == hashlib.sha256(CONTENT).hexdigest() and known["bytes"] == len(CONTENT)
+    path = cache.find(known["sha256"], known["bytes"])
+    assert path and path.read_bytes() == CONTENT and cache.pinned("x") == known
+
+
+@pytest.mark.parametrize(
+    ("tricks", "said"),
+    [
+        (("endless",), "does not say how many bytes it has"),
+        (("missing",), "answers 404"),
+        (("good", "drop"), "in a row"),
+        (("good", "shorter"), "has 19999 bytes, expected 20000"),
+        (("to_file",), "redirects to 'file:///etc/hostname'"),
+    ],
+)
+def test_a_first_download_that_is_not_whole_is_refused_and_nothing_is_recorded(tricks, said, tmp_path):
+    cache = Cache(tmp_path / "c")
+    with pytest.raises(DownloadError, match=said):
+        first(*tricks, cache=cache)
+    assert not cache.pinned("x") and not cache.entries()
+
+
+def test_the_shelfs_releases_follow_the_schema_and_are_asked_over_https():
+    schema = json.loads((SHELF / "release.schema.json").read_text())
+    for name in release.releases():
+        jsonschema.validate(json.loads((SHELF / f"{name}.release.json").read_text()), schema)
+        found = release.find(name)
+        assert found.name == name and all(url.startswith("https://") for url in found.urls)
+        assert found.family in conversion.FAMILIES
+    fields = {field.name for field in dataclasses.fields(Release)}
+    assert set(schema["properties"]) == fields
+    with pytest.raises(CardError, match='no release "mplug2_pretrian".*did you mean "mplug2_pretrain"'):
+        release.find("mplug2_pretrian")
+    with pytest.raises(CardError, match="bytes: is None, expected a size where a sha256 is stated"):
+        dataclasses.replace(release.find("mplug2_pretrain"), sha256="a" * 64)
+
+
+def test_the_command_installs_a_release_and_refuses_without_a_network(
+    official, wanted, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(release, "find", lambda name: wanted)
+    real = conversion.Options
+    monkeypatch.setattr(
+        conversion, "Options", lambda **said: dataclasses.replace(real(**said), settings=SETTINGS)
+    )
+    words = ["download", "mplug2_pretrain", "--out", str(tmp_path / "out")]
+    monkeypatch.setenv("MPLUG2_OFFLINE", "1")
+    assert main(words) == 2
+    assert "MPLUG2_OFFLINE is set and mPLUG2_X.pth was never downloaded" in capsys.readouterr().err
+    monkeypatch.delenv("MPLUG2_OFFLINE")
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert (
+        "every file and array verified" in said and hashlib.sha256(official.read_bytes()).hexdigest() in said
+    )
+    assert "its authors state no sha256; this one was recorded" in said
+    assert main(["show", str(tmp_path / "out")]) == 0
+    assert "Its weights are " in capsys.readouterr().out
+
+
+def test_what_a_recipe_lacks_is_named_with_the_commands_that_bring_it(capsys):
+    hint = release.hint(released.PRETRAINED)
+    assert f"mplug2 download mplug2_pretrain --out {released.PRETRAINED}" in hint
+    assert f"mplug2 convert mPLUG2_Pretrain.pth --from mplug2 --out {released.PRETRAINED}" in hint
+    assert release.hint("data/mine") == ""
+    assert main(["download", "image_qa.tiny"]) == 0
+    assert "names no cards" in capsys.readouterr().out

@@ -186,7 +186,7 @@ def test_negatives_are_of_the_whole_batch_and_similarities_stay_by_rows(mesh):
 
 
 def temporary_bytes(mesh: Mesh) -> int:
-    """What a device takes beside the state for a step on a video of 16 frames, 4097 tokens: compiled, not run."""
+    """What a device takes beside the state for a step on a video of 4097 tokens: compiled, not run."""
     recipe = Recipe(
         name="long",
         modules={

@@ -102,7 +102,7 @@ def test_spread_is_the_middle_half():
 
 
 def test_the_default_work_is_the_official_one():
-    recipe, given = bench.official_work(), bench.official_batches()["caption"]
+    recipe, given = bench.official_work(), bench.official_batches(1)["caption"]
     shapes = jax.eval_shape(lambda: benchmark.Network(recipe.modules, recipe.execution).init(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == pytest.approx(256.9e6, rel=1e-3)
     assert given["clips"].shape == (1, 4, 224, 224, 3)

@@ -51,6 +51,11 @@ class Scripted:
             rows.append(logits)
         return jnp.concatenate(rows, 1)
 
+    tokens = __call__
+
+    def predict(self, tokens):
+        return tokens
+
 
 def script(chances: dict[tuple[int, ...], dict[int, float]]) -> Scripted:
     """By the chances of the next word after the words given; what is left goes evenly to the other ids."""

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from mplug2.errors import RecipeError, nearest
-from mplug2.fit import differences
+from mplug2.hub.fit import differences
 from mplug2.network import Network, Parameters
 from mplug2.roles import DELTA, Config, base_of
 

@@ -23,7 +23,7 @@ from jax import lax
 from mplug2 import sharding
 from mplug2.anatomy import flops_of
 from mplug2.network import Network
-from mplug2.plan_topology import CHIPS
+from mplug2.plan.machines import CHIPS
 from mplug2.recipe import Recipe
 from mplug2.roles import Array
 from mplug2.sharding import Mesh
@@ -40,7 +40,7 @@ KNOWN_PEAKS = {
     "NVIDIA H200": CHIPS["h100"].flops,  # the same chip with other memory
 }
 """What makers say of a device's products: FLOP/s in bfloat16 without sparsity, by JAX's `device_kind`.
-Sources: mplug2.plan_topology; cloud.google.com/tpu/docs/v4; NVIDIA's A100 and H200 data sheets."""
+Sources: mplug2.plan.machines; cloud.google.com/tpu/docs/v4; NVIDIA's A100 and H200 data sheets."""
 
 MATMUL_SIDES = (1024, 2048, 4096)
 """Square products that the peak is sought among; which side is fastest depends on caches and threads."""

@@ -20,8 +20,8 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file
 
-from mplug2 import weights
-from mplug2.placing import place
+from mplug2.hub import weights
+from mplug2.hub.placing import place
 
 Arrays = Mapping[str, jax.Array]
 

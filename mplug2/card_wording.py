@@ -3,10 +3,10 @@ are those that it understands."""
 
 from collections.abc import Iterable
 
-from mplug2.card import Card, Questions
 from mplug2.data.stream import Mixture
 from mplug2.data.wording import Official, Plain, Wording
 from mplug2.errors import CardError
+from mplug2.hub.card import Card, Questions
 from mplug2.recipe import Recipe
 
 

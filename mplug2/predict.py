@@ -16,8 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from mplug2 import adapt, hub
-from mplug2.card import Card
-from mplug2.card_tokenizer import tokenizer_of
 from mplug2.card_wording import opened
 from mplug2.data.clips import frame_count, read_video
 from mplug2.data.pixels import Preprocessing, read_image
@@ -25,8 +23,10 @@ from mplug2.data.scenes import CORNERS
 from mplug2.data.tokens import Tokenizer
 from mplug2.data.wording import Wording
 from mplug2.errors import CardError, DataError
-from mplug2.gate import NONE
 from mplug2.generate import Greedy, Search
+from mplug2.hub.card import Card
+from mplug2.hub.card_tokenizer import tokenizer_of
+from mplug2.hub.gate import NONE
 from mplug2.inference import (
     Compiled,
     Writer,

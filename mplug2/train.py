@@ -20,10 +20,11 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from mplug2 import hub, lock, processes
+from mplug2 import hub, processes
 from mplug2.checkpoint import AVERAGE, Checkpoints, fingerprint
 from mplug2.data.stream import stream
 from mplug2.errors import CheckpointError, DataError, Mplug2Error, RecipeError
+from mplug2.hub import lock
 from mplug2.judge import Judge
 from mplug2.logbook import Logbook, Silence
 from mplug2.network import Network, Parameters

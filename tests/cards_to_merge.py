@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mplug2 import publishing, weights
-from mplug2.card import Card
+from mplug2.hub import publishing, weights
+from mplug2.hub.card import Card
 from mplug2.modules import heads, vision
 from mplug2.network import Network, flat, nested
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from mplug2.cache import Cache
-from mplug2.remote import Patience
+from mplug2.hub.cache import Cache
+from mplug2.hub.remote import Patience
 
 TRICKS = (
     "good",

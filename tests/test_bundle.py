@@ -13,9 +13,10 @@ import pytest
 from fresh import drawn
 from PIL import Image
 
-from mplug2 import archive, bundle, hub, lock, overrides, publishing, recipes
+from mplug2 import hub, overrides, recipes
 from mplug2.data.handwriting import Handwriting
 from mplug2.errors import CardError
+from mplug2.hub import archive, bundle, lock, publishing
 from mplug2.network import flat
 from mplug2.tools.main import main
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from fresh import fresh
 
-from mplug2 import hub, publishing
-from mplug2.cache import Cache
+from mplug2 import hub
 from mplug2.errors import CardError, DownloadError
+from mplug2.hub import publishing
+from mplug2.hub.cache import Cache
 from mplug2.modules import vision
 from mplug2.tools.main import main
 

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mplug2 import card as cards
-from mplug2.card import Card, File, Score, Tokens, Trained, read_card
 from mplug2.data.pixels import Preprocessing
 from mplug2.errors import CardError
+from mplug2.hub import card as cards
+from mplug2.hub.card import Card, File, Score, Tokens, Trained, read_card
+from mplug2.hub.typed_json import decode, encode
 from mplug2.modules import decoder, fusion, heads, temporal, text, universal, vision
 from mplug2.roles import Config
-from mplug2.typed_json import decode, encode
 
 SCHEMA = json.loads((Path(__file__).parent.parent / "checkpoints" / "card.schema.json").read_text())
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from test_card import card_of
 
-from mplug2.card import Card, read_card
-from mplug2.card_tokenizer import stated, tokenizer_of
 from mplug2.data.tokens import SentencePiece
 from mplug2.data.wordpiece import OfficialWordPiece, WordPiece
 from mplug2.errors import CardError, DataError
+from mplug2.hub.card import Card, read_card
+from mplug2.hub.card_tokenizer import stated, tokenizer_of
 
 VOCABULARY = str(Path(__file__).parent / "golden" / "aux" / "vocab.txt")
 CASED = WordPiece(VOCABULARY, lowercase=False)

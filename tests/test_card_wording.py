@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 
 from mplug2 import hub, recipes
-from mplug2.card import Questions
 from mplug2.card_wording import opened, stated, wording_of
 from mplug2.data.wording import Official, Plain
 from mplug2.errors import CardError
+from mplug2.hub.card import Questions
 from mplug2.predict import Predictor
 
 TEXT = hub.find("text-small")

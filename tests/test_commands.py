@@ -11,7 +11,7 @@ from PIL import Image
 from mplug2 import composition, hub, overrides, recipes
 from mplug2.data.handwriting import Handwriting
 from mplug2.data.tokens import SentencePiece
-from mplug2.fit import check_fit
+from mplug2.hub.fit import check_fit
 from mplug2.network import flat
 from mplug2.recipes import pretrain
 from mplug2.tools import quickstart

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from fresh import fresh
 
-from mplug2 import fit, hub, publishing
+from mplug2 import hub
 from mplug2.errors import CardError
+from mplug2.hub import fit, publishing
 from mplug2.modules import connector, decoder, fusion, heads, temporal, text, universal, vision
 from mplug2.roles import Config
 from mplug2.tools.main import main

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from scored import scored
 
-from mplug2 import hub, publishing, tasks
+from mplug2 import hub, tasks
 from mplug2.data import grammar, scenes
+from mplug2.hub import publishing
 from mplug2.modules import connector
 from mplug2.network import Network
 from mplug2.recipe import AdamW, Objective, Recipe

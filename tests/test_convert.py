@@ -22,12 +22,13 @@ from converting import (
 from safetensors.numpy import load_file, save_file
 from torch_writer import rebuilt, save, write
 
-from mplug2 import hub, publishing
-from mplug2.card_tokenizer import tokenizer_of
+from mplug2 import hub
 from mplug2.convert import conversion, families, reversal
 from mplug2.convert.keys import to_ours
 from mplug2.convert.tensors import StoredTensor
 from mplug2.errors import CardError, CheckpointError
+from mplug2.hub import publishing
+from mplug2.hub.card_tokenizer import tokenizer_of
 from mplug2.modules import decoder, fusion, vision
 from mplug2.network import flat
 from mplug2.tools import main as dispatcher

@@ -12,11 +12,12 @@ from adapted import OF, adapted, computed
 from fresh import fresh
 from toy import same
 
-from mplug2 import adapt, hub, lock, publishing, recipes
-from mplug2.card import Parent, Parents, read_card
+from mplug2 import adapt, hub, recipes
 from mplug2.data.pixels import Preprocessing
 from mplug2.data.tokens import SentencePiece
 from mplug2.errors import CardError
+from mplug2.hub import lock, publishing
+from mplug2.hub.card import Parent, Parents, read_card
 from mplug2.modules import decoder, vision
 from mplug2.modules.forms import Lora
 from mplug2.predict import Predictor

@@ -9,12 +9,12 @@ from collections import Counter
 import pytest
 from misbehaving import CONTENT, QUICK, TRICKS, Server, Wanted, planned, right  # pyright: ignore[reportMissingImports]
 
-from mplug2 import remote
-from mplug2.cache import Cache
-from mplug2.download import fetch
 from mplug2.errors import DownloadError
-from mplug2.meter import Meter
-from mplug2.remote import Patience
+from mplug2.hub import remote
+from mplug2.hub.cache import Cache
+from mplug2.hub.download import fetch
+from mplug2.hub.meter import Meter
+from mplug2.hub.remote import Patience
 
 
 class Heard(Meter):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from misbehaving import CONTENT, QUICK, Server, Wanted, planned  # pyright: ignore[reportMissingImports]
 
-from mplug2.cache import Cache
-from mplug2.download import fetch
+from mplug2.hub.cache import Cache
+from mplug2.hub.download import fetch
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def online(monkeypatch):
 CHILD = """
 import sys
 from misbehaving import *
-from mplug2.download import fetch
+from mplug2.hub.download import fetch
 from pathlib import Path
 path = fetch(Wanted((sys.argv[1],)), Cache(Path(sys.argv[2])), patience=dataclasses.replace(QUICK, stall=20))
 print(hashlib.sha256(path.read_bytes()).hexdigest())

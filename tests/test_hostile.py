@@ -15,9 +15,10 @@ from fresh import drawn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mplug2 import archive, bundle, hub, lock, recipes, weights
-from mplug2.card import read_card
+from mplug2 import hub, recipes
 from mplug2.errors import CardError, Mplug2Error
+from mplug2.hub import archive, bundle, lock, weights
+from mplug2.hub.card import read_card
 
 CONSTANT = 1 << 20
 """Bytes that reading may take beyond the file's own size."""

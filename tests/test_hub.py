@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from fresh import drawn
 
-from mplug2 import hub, publishing, weights
-from mplug2.card import Tokens, read_card
+from mplug2 import hub
 from mplug2.data.pixels import Preprocessing
 from mplug2.errors import CardError
+from mplug2.hub import publishing, weights
+from mplug2.hub.card import Tokens, read_card
 from mplug2.modules import connector, decoder, heads, temporal, vision
 from mplug2.network import Network, flat
 from mplug2.recipe import Recipe

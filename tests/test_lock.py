@@ -11,8 +11,9 @@ import pytest
 import referencing
 from fresh import drawn
 
-from mplug2 import hub, lock, overrides, publishing, recipes
+from mplug2 import hub, overrides, recipes
 from mplug2.errors import CardError
+from mplug2.hub import lock, publishing
 from mplug2.network import flat
 from mplug2.tools.main import main
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from cards_to_merge import MODULES, drawn, parents, publish, read  # pyright: ignore[reportMissingImports]
 
-from mplug2 import hub, lock, merge, merge_methods, readme, weights
-from mplug2.card import Parent, Parents, Tokens, read_card
+from mplug2 import hub
 from mplug2.data.pixels import Preprocessing
 from mplug2.errors import CardError
-from mplug2.merge_methods import Breadcrumbs, Dare, Graft, Soup, TaskArithmetic, Ties
+from mplug2.hub import lock, merge, merge_methods, readme, weights
+from mplug2.hub.card import Parent, Parents, Tokens, read_card
+from mplug2.hub.merge_methods import Breadcrumbs, Dare, Graft, Soup, TaskArithmetic, Ties
 from mplug2.modules import vision
 from mplug2.network import Network, flat
 from mplug2.roles import Execution

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mplug2 import merge_methods as methods
 from mplug2.errors import CardError
-from mplug2.merge_methods import METHODS, Breadcrumbs, Dare, Graft, Tensor, Ties, method
+from mplug2.hub import merge_methods as methods
+from mplug2.hub.merge_methods import METHODS, Breadcrumbs, Dare, Graft, Tensor, Ties, method
 
 BASE = np.zeros(4, np.float32)
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from cards_to_merge import MODULES, change, copy, parents, publish, read  # pyright: ignore[reportMissingImports]
 
-from mplug2 import hub, merge, weights
-from mplug2.card import Parent, Parents, Tokens
+from mplug2 import hub
 from mplug2.data.pixels import Preprocessing
 from mplug2.errors import CardError
-from mplug2.merge_methods import Graft, Slerp, Soup, TaskArithmetic, Ties
+from mplug2.hub import merge, weights
+from mplug2.hub.card import Parent, Parents, Tokens
+from mplug2.hub.merge_methods import Graft, Slerp, Soup, TaskArithmetic, Ties
 from mplug2.modules import vision
 from mplug2.tools.main import main
 

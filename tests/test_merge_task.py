@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mplug2 import hub, merge, publishing
-from mplug2.merge_methods import Soup
+from mplug2 import hub
+from mplug2.hub import merge, publishing
+from mplug2.hub.merge_methods import Soup
 from mplug2.network import Network
 from mplug2.run import read_run
 from mplug2.trained import restore

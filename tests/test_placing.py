@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mplug2 import benchmark_load, hub, publishing, weights
+from mplug2 import benchmark_load, hub
 from mplug2.errors import CardError
+from mplug2.hub import publishing, weights
+from mplug2.hub.placing import place
 from mplug2.modules import decoder
 from mplug2.network import Network, flat
-from mplug2.placing import place
 from mplug2.sharding import Mesh
 
 

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from toy import toy
 
-from mplug2 import plan, plan_paper, plan_search, plan_topology
+from mplug2 import plan
 from mplug2.errors import RecipeError
 from mplug2.losses import cross_entropy
 from mplug2.network import Network
-from mplug2.plan_hlo import Program
+from mplug2.plan import machines, search, textbook
+from mplug2.plan.program import Program
 from mplug2.recipe import Objective, Recipe
 from mplug2.roles import Execution
 from mplug2.sharding import Mesh
@@ -134,9 +135,9 @@ def numbers(batch: int = 8, **changes: Any) -> Recipe:
 KERNELS, BIASES = 4 * (12 * 8 + 8 * 4), 4 * (8 + 4)  # bytes, float32
 
 
-def paper(recipe: Recipe) -> plan_paper.Paper:
+def paper(recipe: Recipe) -> textbook.Paper:
     network = Network(recipe.parts, recipe.execution)
-    return plan_paper.on_paper(recipe, plan_paper.study(recipe), network)
+    return textbook.on_paper(recipe, textbook.study(recipe), network)
 
 
 def test_fsdp_gathers_kernels_twice_and_sums_gradients_into_shares():
@@ -166,15 +167,15 @@ def test_data_sums_all_gradients_once():
 
 def test_weak_scaling_keeps_what_a_device_has_and_sends_once_data_grows():
     recipe = numbers(mesh=Mesh(fsdp=4))  # two examples a device
-    work, network = plan_paper.study(recipe), Network(recipe.parts, recipe.execution)
+    work, network = textbook.study(recipe), Network(recipe.parts, recipe.execution)
     grown = {}
     for chips in (4, 8, 64):
-        bigger = plan_paper.scaled(recipe, chips)
+        bigger = textbook.scaled(recipe, chips)
         assert (bigger.mesh, bigger.objectives["classify"].batch) == (
             Mesh(data=chips // 4, fsdp=4),
             2 * chips,
         )
-        grown[chips] = plan_paper.on_paper(bigger, work.times(chips / 4), network)
+        grown[chips] = textbook.on_paper(bigger, work.times(chips / 4), network)
     assert grown[64].memory == grown[8].memory == grown[4].memory
     sums = {chips: it.traffic.pop(("all-reduce", "data"), 0.0) for chips, it in grown.items()}
     assert 0 == sums[4] < sums[8] < sums[64] < 2 * sums[8]
@@ -188,7 +189,7 @@ def test_weak_scaling_keeps_what_a_device_has_and_sends_once_data_grows():
 
 @pytest.mark.devices(8)
 def test_a_plan_is_of_the_step_that_would_run():
-    topology = plan_topology.find("cpu:8")
+    topology = machines.find("cpu:8")
     made = plan.make(numbers(mesh=Mesh(fsdp=4, data=2)), topology)
     assert made.state["parameters"] == KERNELS / 4 + BIASES
     assert made.temporary > 0 and made.total > sum(made.state.values())
@@ -204,7 +205,7 @@ def test_a_plan_is_of_the_step_that_would_run():
 @pytest.mark.devices(8)
 def test_a_search_compiles_the_best_on_paper_and_recommends_one_of_them():
     told: list[str] = []
-    found = plan_search.search(numbers(), plan_topology.find("cpu:8"), compiled=1, say=told.append)
+    found = search.search(numbers(), machines.find("cpu:8"), compiled=1, say=told.append)
     ((candidate, made),) = found.plans
     assert candidate == found.candidates[0] and made is found.best
     assert [it.order for it in found.candidates] == sorted(it.order for it in found.candidates)
@@ -212,7 +213,7 @@ def test_a_search_compiles_the_best_on_paper_and_recommends_one_of_them():
 
 
 def test_every_mesh_is_considered_once():
-    found = list(plan_search.meshes(16))
+    found = list(search.meshes(16))
     assert len(found) == len(set(found))
     assert all(np.prod(dataclasses.astuple(mesh)) == 16 for mesh in found)
     assert {mesh.tensor for mesh in found} == {1, 2, 4, 8}
@@ -250,7 +251,7 @@ def test_the_command_scales_on_paper(capsys):
 def test_a_collective_is_as_fast_as_the_links_that_its_members_lie_along(kind, members, rate):
     places = [SimpleNamespace(id=place, coords=(place % 2, place // 2, 0)) for place in range(16)]
     mesh: Any = SimpleNamespace(devices=np.array(places))
-    assert plan_topology.Topology(kind, plan_topology.CHIPS[kind], places).rate(members, mesh) == rate
+    assert machines.Topology(kind, machines.CHIPS[kind], places).rate(members, mesh) == rate
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -281,7 +282,7 @@ def test_what_cannot_be_planned_is_refused_in_one_line(words, reason, capsys):
 def test_a_missing_compiler_is_named_with_how_to_get_it(kind, extra, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=rf'pip install "mplug2\[{extra}\]"'):
-        plan_topology.find(kind)
+        machines.find(kind)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -295,7 +296,7 @@ def absent(package: str, extra: str) -> Any:
 
 @absent("libtpu", "plan-tpu")
 def test_a_step_is_compiled_for_tpus_and_one_that_does_not_fit_is_refused_with_numbers():
-    topology = plan_topology.find("v5e:2x2")
+    topology = machines.find("v5e:2x2")
     made = plan.make(numbers(mesh=Mesh(fsdp=2, tensor=2)), topology)
     assert made.fits and made.times.worst and made.times.best and made.times.worst > made.times.best > 0
     assert any(flow.sent > 0 and flow.seconds for flow in made.flows)
@@ -311,7 +312,7 @@ def test_a_step_is_compiled_for_tpus_and_one_that_does_not_fit_is_refused_with_n
 
 @absent("jax_cuda13_plugin", "plan-gpu")
 def test_a_step_is_compiled_for_gpus_and_beyond_a_node_their_network_is_counted():
-    topology = plan_topology.find("h100:16")
+    topology = machines.find("h100:16")
     made = plan.make(numbers(batch=16, mesh=Mesh(data=16)), topology)
     assert made.fits
     (flow, *_) = made.flows

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mplug2 import hub, publishing
-from mplug2.card import Tokens
+from mplug2 import hub
 from mplug2.data.pixels import Preprocessing
 from mplug2.data.tokens import SentencePiece
 from mplug2.errors import CardError, DataError, Mplug2Error, RecipeError
+from mplug2.hub import publishing
+from mplug2.hub.card import Tokens
 from mplug2.modules import decoder, fusion, heads, temporal, text, universal, vision
 from mplug2.network import Network
 from mplug2.predict import Predictor, fill

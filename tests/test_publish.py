@@ -8,9 +8,9 @@ import huggingface_hub
 import pytest
 from fresh import drawn
 
-from mplug2 import publishing, readme, upload
-from mplug2.card import Score, Trained
 from mplug2.errors import CardError, DownloadError
+from mplug2.hub import publishing, readme, upload
+from mplug2.hub.card import Score, Trained
 from mplug2.modules import vision
 
 

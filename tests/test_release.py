@@ -16,14 +16,15 @@ from misbehaving import (  # pyright: ignore[reportMissingImports]
 from safetensors.numpy import load_file
 from torch_writer import save
 
-from mplug2 import hub, release
-from mplug2.cache import Cache
+from mplug2 import hub
 from mplug2.convert import conversion
 from mplug2.convert.shapes import read_settings
-from mplug2.download import fetch_first
 from mplug2.errors import CardError, DownloadError
+from mplug2.hub import release
+from mplug2.hub.cache import Cache
+from mplug2.hub.download import fetch_first
+from mplug2.hub.release import Release
 from mplug2.recipes import released
-from mplug2.release import Release
 from mplug2.tools.main import main
 
 SHELF, GOLDEN = Path(__file__).parent.parent / "checkpoints", Path(__file__).parent / "golden"

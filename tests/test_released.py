@@ -16,7 +16,6 @@ from PIL import Image
 from test_clips import write_video
 
 from mplug2 import recipes
-from mplug2.card_tokenizer import tokenizer_of
 from mplug2.convert.families import mplug2 as official_model
 from mplug2.convert.recorded import read_case, read_json
 from mplug2.data.stream import collate
@@ -24,6 +23,7 @@ from mplug2.data.wording import Official
 from mplug2.data.wordpiece import OfficialWordPiece
 from mplug2.errors import DataError
 from mplug2.hub import cards
+from mplug2.hub.card_tokenizer import tokenizer_of
 from mplug2.network import Network, flat, select
 from mplug2.optim import officially_decayed, schedule
 from mplug2.overrides import apply

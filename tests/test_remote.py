@@ -6,10 +6,10 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from misbehaving import CONTENT, QUICK, Server, Wanted, planned  # pyright: ignore[reportMissingImports]
 
-from mplug2.cache import Cache
-from mplug2.download import fetch
 from mplug2.errors import DownloadError
-from mplug2.meter import Meter
+from mplug2.hub.cache import Cache
+from mplug2.hub.download import fetch
+from mplug2.hub.meter import Meter
 
 
 class Heard(Meter):

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from mplug2 import weights
 from mplug2.errors import CardError
+from mplug2.hub import weights
 
 ARRAYS = {
     "stem.kernel": np.arange(12, dtype=np.float32).reshape(3, 4),

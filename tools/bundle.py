@@ -5,8 +5,9 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from mplug2 import archive, bundle, hub, lock, overrides, recipes
+from mplug2 import hub, overrides, recipes
 from mplug2.errors import CardError, RecipeError
+from mplug2.hub import archive, bundle, lock
 from mplug2.run import read_run
 from mplug2.tools.publish import trained
 from mplug2.trained import restore

@@ -4,7 +4,7 @@ used."""
 import argparse
 import time
 
-from mplug2.cache import UNUSED_DAYS, Cache, Entry
+from mplug2.hub.cache import UNUSED_DAYS, Cache, Entry
 
 
 def main(argv: list[str]) -> int:

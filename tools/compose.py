@@ -6,9 +6,10 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-from mplug2 import hub, publishing, readme
-from mplug2.card import STREAMS, Card
+from mplug2 import hub
 from mplug2.errors import CardError
+from mplug2.hub import publishing, readme
+from mplug2.hub.card import STREAMS, Card
 from mplug2.modules import connector
 from mplug2.run import write_json
 

@@ -4,9 +4,10 @@ others released becomes cards."""
 import argparse
 from pathlib import Path
 
-from mplug2 import hub, recipes, release
+from mplug2 import hub, recipes
 from mplug2.errors import CardError
-from mplug2.meter import Bar
+from mplug2.hub import release
+from mplug2.hub.meter import Bar
 
 
 def main(argv: list[str]) -> int:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mplug2 import bundle, hub, overrides, processes, recipes
-from mplug2.card_tokenizer import tokenizer_of
+from mplug2 import hub, overrides, processes, recipes
 from mplug2.data.pixels import Preprocessing
 from mplug2.data.tokens import Tokenizer
 from mplug2.errors import RecipeError, nearest
+from mplug2.hub import bundle
+from mplug2.hub.card_tokenizer import tokenizer_of
 from mplug2.network import Network, Parameters, parts_of
 from mplug2.predict import preprocessing_of
 from mplug2.recipe import Recipe

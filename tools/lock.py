@@ -5,7 +5,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from mplug2 import lock, overrides, recipes
+from mplug2 import overrides, recipes
+from mplug2.hub import lock
 
 
 def main(argv: list[str]) -> int:

@@ -8,8 +8,8 @@ import os
 import sys
 
 import mplug2
-from mplug2.cache import Cache
 from mplug2.errors import Mplug2Error, nearest
+from mplug2.hub.cache import Cache
 
 # command -> (file in tools/, what it does)
 COMMANDS = {

@@ -5,12 +5,13 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from mplug2 import hub, merge, overrides, readme, recipes
-from mplug2.card import Card
+from mplug2 import hub, overrides, recipes
 from mplug2.errors import CardError
-from mplug2.merge_methods import METHODS, GreedySoup, Method, method
+from mplug2.hub import merge, readme
+from mplug2.hub.card import Card
+from mplug2.hub.merge_methods import METHODS, GreedySoup, Method, method
+from mplug2.hub.weights import FLOATS
 from mplug2.network import Network
-from mplug2.weights import FLOATS
 
 
 def main(argv: list[str]) -> int:

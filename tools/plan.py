@@ -15,12 +15,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from mplug2 import files, plan, plan_paper, plan_search, plan_topology, recipes
+from mplug2 import files, plan, recipes
 from mplug2.errors import RecipeError
 from mplug2.network import Network
 from mplug2.overrides import apply
-from mplug2.plan import Plan
-from mplug2.plan_search import Search
+from mplug2.plan import Plan, machines, search, textbook
+from mplug2.plan.search import Search
 from mplug2.recipe import Recipe
 from mplug2.sharding import Mesh
 from mplug2.tools.show import console, count
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         "--topology",
         metavar="KIND:SHAPE",
         default="cpu:8",
-        help=f"of {', '.join(plan_topology.CHIPS)}: v5p:8x8x4, v6e:16x16, h100:256, cpu:8 (default)",
+        help=f"of {', '.join(machines.CHIPS)}: v5p:8x8x4, v6e:16x16, h100:256, cpu:8 (default)",
     )
     parser.add_argument(
         "--mesh",
@@ -64,15 +64,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON as well")
     given = parser.parse_args(argv)
     recipe = apply(recipes.find(given.recipe), given.overrides)
-    recipe = plan_paper.with_batches(recipe, given.batches_times)
+    recipe = textbook.with_batches(recipe, given.batches_times)
     if given.mesh:
         recipe = replace(recipe, mesh=plan.mesh_of(given.mesh))
     if given.weak_scaling:
         return _scale(recipe, given.weak_scaling, given.json)
-    topology = plan_topology.find(given.topology)
+    topology = machines.find(given.topology)
     if given.search:
         with _progress(f"planning {recipe.name} for {topology.name}") as say:
-            found = plan_search.search(recipe, topology, compiled=given.compile, say=say)
+            found = search.search(recipe, topology, compiled=given.compile, say=say)
         show_search(found, console())
         _write(given.json, search_json(found))
         return 0 if found.best else 1
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> int:
 
 
 @contextmanager
-def _progress(task: str) -> Iterator[plan_search.Say]:
+def _progress(task: str) -> Iterator[search.Say]:
     """On a terminal a line that moves, with what is being done; nothing elsewhere."""
     screen = Console(stderr=True)
     with screen.status(task) as status:
@@ -175,13 +175,13 @@ def show_search(found: Search, screen: Console) -> None:
     for it in found.candidates[:10]:
         worst = "" if it.times.worst is None else f"{it.times.worst:.3g} s"
         sent = said(sum(it.paper.traffic.values()))
-        table.add_row(plan_search.said(it.recipe), said(it.least), sent, worst)
+        table.add_row(search.said(it.recipe), said(it.least), sent, worst)
     screen.print(table)
     dropped = "; ".join(f"{number} where {reason}" for reason, number in found.dropped.items())
     screen.print(f"{len(found.candidates)} candidates; dropped: {dropped or 'none'}")
     table = _table("Compiled", "mesh and policy", "bytes", "sent", "step at best", "no overlap", "fits")
     for candidate, it in found.plans:
-        name = plan_search.said(candidate.recipe)
+        name = search.said(candidate.recipe)
         if isinstance(it, str):
             table.add_row(name, "", "", "", "", "no")
             continue
@@ -201,7 +201,7 @@ def show_search(found: Search, screen: Console) -> None:
 
 def search_json(found: Search) -> dict[str, object]:
     plans = [
-        {"said": plan_search.said(candidate.recipe), "plan": it if isinstance(it, str) else it.as_json()}
+        {"said": search.said(candidate.recipe), "plan": it if isinstance(it, str) else it.as_json()}
         for candidate, it in found.plans
     ]
     candidates = [
@@ -222,13 +222,13 @@ def _scale(recipe: Recipe, asked: str, path: str | None) -> int:
     if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", asked):
         raise RecipeError(f'--weak-scaling: expected numbers of devices as in 8,64,512, got "{asked}"')
     sizes = [int(word) for word in asked.split(",")]
-    bigger = [plan_paper.scaled(recipe, size) for size in sizes]
-    work = plan_paper.study(recipe)
+    bigger = [textbook.scaled(recipe, size) for size in sizes]
+    work = textbook.study(recipe)
     before = math.prod(asdict(recipe.mesh).values())
     network = Network(recipe.parts, recipe.execution)
     rows = []
     for size, grown in zip(sizes, bigger, strict=True):
-        paper = plan_paper.on_paper(grown, work.times(size / before), network)
+        paper = textbook.on_paper(grown, work.times(size / before), network)
         sent = {f"{kind} {axes}": amount for (kind, axes), amount in paper.traffic.items()}
         rows.append({"devices": size, "mesh": asdict(grown.mesh), "memory": paper.memory, "sent": sent})
     show_scaling(rows, console())

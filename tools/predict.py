@@ -6,10 +6,11 @@ import json
 import sys
 from pathlib import Path
 
-from mplug2 import bundle, overrides, recipes
+from mplug2 import overrides, recipes
 from mplug2.card_wording import wording_of
 from mplug2.errors import DataError, RecipeError
-from mplug2.lock import Lock
+from mplug2.hub import bundle
+from mplug2.hub.lock import Lock
 from mplug2.predict import Predictor
 from mplug2.recipe import Recipe
 from mplug2.run import read_run

@@ -8,21 +8,22 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mplug2 import adapt, hub, lock, overrides, publishing, readme, recipes
-from mplug2.card import Parent, Parents, Score, Trained
-from mplug2.card_tokenizer import stated
+from mplug2 import adapt, hub, overrides, recipes
 from mplug2.card_wording import stated as stated_wording
 from mplug2.card_wording import wording_of
 from mplug2.data.digest import digest
 from mplug2.errors import CardError, DataError, nearest
+from mplug2.hub import lock, publishing, readme
+from mplug2.hub.card import Parent, Parents, Score, Trained
+from mplug2.hub.card_tokenizer import stated
+from mplug2.hub.remote import split_hub
+from mplug2.hub.upload import upload
+from mplug2.hub.weights import FLOATS
 from mplug2.network import Network, Parameters
 from mplug2.recipe import Recipe
-from mplug2.remote import split_hub
 from mplug2.roles import DELTA, Form
 from mplug2.run import Run, read_run
 from mplug2.trained import restore
-from mplug2.upload import upload
-from mplug2.weights import FLOATS
 
 
 def main(argv: list[str]) -> None:

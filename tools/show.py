@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from mplug2 import anatomy, composition, hub, modules, readme, recipes, release
-from mplug2.card import Card
+from mplug2 import anatomy, composition, hub, modules, recipes
 from mplug2.data.stream import check_data
 from mplug2.errors import CardError, DataError, RecipeError, nearest
+from mplug2.hub import readme, release
+from mplug2.hub.card import Card
 from mplug2.network import Network
 from mplug2.overrides import apply
 from mplug2.recipe import Recipe

@@ -19,8 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from mplug2.card import Card, File, Tokens, interface
-from mplug2.card_tokenizer import stated
 from mplug2.card_wording import stated as stated_wording
 from mplug2.convert import writing
 from mplug2.convert.families import FAMILIES, Model, canonical, likely
@@ -31,8 +29,10 @@ from mplug2.data.pixels import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD,
 from mplug2.data.wording import Official
 from mplug2.data.wordpiece import OfficialWordPiece, WordPiece
 from mplug2.errors import CheckpointError, Mplug2Error, nearest
+from mplug2.hub.card import Card, File, Tokens, interface
+from mplug2.hub.card_tokenizer import stated
+from mplug2.hub.weights import FLOATS
 from mplug2.network import Network, flat
-from mplug2.weights import FLOATS
 
 LISTED = 12
 SOURCES = {

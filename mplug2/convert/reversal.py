@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from mplug2 import hub
-from mplug2.card import Card
 from mplug2.convert import writing
 from mplug2.convert.families import Model, canonical, mplug_model
 from mplug2.convert.tensors import read_safetensors, stored
 from mplug2.errors import CheckpointError, nearest
+from mplug2.hub.card import Card
 
 BACK = ("mplug2", "mplug")
 STACKS = {768: 12, 1024: 24}

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mplug2.errors import CheckpointError, nearest
+from mplug2.hub.typed_json import decode
 from mplug2.roles import Config
-from mplug2.typed_json import decode
 
 Shapes = Mapping[str, tuple[int, ...]]
 CLIP_HEAD = 64  # the width of a head in every CLIP tower

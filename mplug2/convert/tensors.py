@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mplug2 import weights
 from mplug2.errors import CheckpointError
+from mplug2.hub import weights
 
 BLOCK = 4 << 20
 """Bytes that are read, turned, checked and written at a time, where a tensor can be cut."""

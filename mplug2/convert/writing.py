@@ -1,8 +1,8 @@
 """Modules written from tensors that lie in another file: turned, stacked and checked block by block, never
 held whole.
 
-The safetensors file has the bytes that `mplug2.publishing.publish` would write of the same arrays: its card
-is an ordinary one.
+The safetensors file has the bytes that `mplug2.hub.publishing.publish` would write of the same arrays: its
+card is an ordinary one.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import numpy as np
 from mplug2.convert.keys import KeyMap, Piece, Source
 from mplug2.convert.layout import Same
 from mplug2.convert.tensors import BLOCK, StoredTensor, Streamed, Tensors
-from mplug2.weights import replacing
+from mplug2.hub.weights import replacing
 
 CODES = {
     np.dtype("<f8"): "F64",

@@ -1,6 +1,6 @@
 """Merging methods, tensor by tensor: arrays of one shape in, their merge in float64 out. No files, no state.
 
-A tensor is one array of one layer (mplug2.merge splits what is stacked), the unit that the papers call a
+A tensor is one array of one layer (mplug2.hub.merge splits what is stacked), the unit that the papers call a
 layer or a parameter. A *delta* is a parent minus the base that all parents were trained from.
 
 | method          | what it gives                                            | source         |
@@ -164,7 +164,7 @@ class Tensor:
 
     @property
     def origin(self) -> np.ndarray:
-        assert self.base is not None  # mplug2.merge gives one to every method of which `based` is true
+        assert self.base is not None  # mplug2.hub.merge gives one to every method of which `based` is true
         return self.base
 
 
@@ -201,7 +201,7 @@ class Soup(_Any):
 
 @dataclass(frozen=True, kw_only=True)
 class GreedySoup(Soup):
-    """A soup of those parents that a score keeps (mplug2.merge.greedy)."""
+    """A soup of those parents that a score keeps (mplug2.hub.merge.greedy)."""
 
     name: ClassVar[str] = "greedy"
 

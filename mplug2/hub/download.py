@@ -19,18 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from mplug2 import remote
-from mplug2.cache import Cache
 from mplug2.errors import DownloadError
-from mplug2.meter import Meter
-from mplug2.remote import Failed, Patience, Refused, Unresumable
+from mplug2.hub import remote
+from mplug2.hub.cache import Cache
+from mplug2.hub.meter import Meter
+from mplug2.hub.remote import Failed, Patience, Refused, Unresumable
 
 OFFLINE = "MPLUG2_OFFLINE"
 _PIECE = 1 << 20
 
 
 class Wanted(Protocol):
-    """What is fetched (mplug2.card.File is one): the name that people know it by, its content, its
+    """What is fetched (mplug2.hub.card.File is one): the name that people know it by, its content, its
     addresses."""
 
     @property

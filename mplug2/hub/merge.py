@@ -21,12 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from mplug2 import hub, weights
-from mplug2.card import Card, File, Parent, Parents, draft
+from mplug2 import hub
 from mplug2.errors import CardError, nearest
-from mplug2.merge_methods import GreedySoup, Method, Tensor
+from mplug2.hub import weights
+from mplug2.hub.card import Card, File, Parent, Parents, draft
+from mplug2.hub.merge_methods import GreedySoup, Method, Tensor
+from mplug2.hub.typed_json import encode
 from mplug2.network import Network, flat
-from mplug2.typed_json import encode
 
 Place = Card | str | Path
 Coefficients = Sequence[float] | Mapping[str, Sequence[float]] | None

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mplug2.card import Card
 from mplug2.errors import CardError, nearest
+from mplug2.hub.card import Card
 from mplug2.network import Network, flat
 from mplug2.roles import Config
 

@@ -1,9 +1,9 @@
 """A plan: the recipe's own train step, compiled for devices that are not here, and what that tells.
 
 Memory is the compiler's; FLOPs are counted in the jaxpr; collectives and memory traffic are read off the
-compiled program (mplug2.plan_hlo) and stand beside what the textbook asks for (mplug2.plan_paper). The time
-of a step lies between two bounds: computing, memory and communication all at once, or one after the other,
-each at its published rate.
+compiled program (mplug2.plan.program) and stand beside what the textbook asks for (mplug2.plan.textbook). The
+time of a step lies between two bounds: computing, memory and communication all at once, or one after the
+other, each at its published rate.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from mplug2 import plan_paper
 from mplug2.errors import RecipeError, nearest
 from mplug2.network import Network
-from mplug2.plan_hlo import Collective, Program
-from mplug2.plan_paper import Paper, Work
-from mplug2.plan_topology import Chip, Topology
+from mplug2.plan import textbook
+from mplug2.plan.machines import Chip, Topology
+from mplug2.plan.program import Collective, Program
+from mplug2.plan.textbook import Paper, Work
 from mplug2.recipe import Recipe
 from mplug2.sharding import Mesh
 from mplug2.step import Trainer
@@ -158,16 +158,16 @@ def check_mesh(mesh: Mesh, topology: Topology) -> None:
 
 def make(recipe: Recipe, topology: Topology, work: Work | None = None) -> Plan:
     """Compiles the step of `recipe`, on its mesh, for `topology`; from seconds at tiny sizes to minutes at
-    large ones. `work`: what `plan_paper.study` has found, if it was done before.
+    large ones. `work`: what `textbook.study` has found, if it was done before.
 
     Raises RecipeError where the mesh does not suit the topology or the recipe, NoRoomError where the
     compiler finds that it cannot fit."""
     check_mesh(recipe.mesh, topology)
     network = Network(recipe.parts, recipe.execution)
-    work = work or plan_paper.study(recipe)
-    paper = plan_paper.on_paper(recipe, work, network)
+    work = work or textbook.study(recipe)
+    paper = textbook.on_paper(recipe, work, network)
     trainer = Trainer(recipe, network, recipe.mesh.build(topology.devices))
-    lowered = trainer.lower(plan_paper.batches(recipe))
+    lowered = trainer.lower(textbook.batches(recipe))
     began = time.perf_counter()
     try:
         compiled = lowered.compile()
@@ -188,7 +188,7 @@ def make(recipe: Recipe, topology: Topology, work: Work | None = None) -> Plan:
         remat=recipe.execution.remat,
         batch=sum(feed.batch for feed in recipe.feeds.values()),
         chip=topology.chip,
-        state=plan_paper.state_bytes(trainer),
+        state=textbook.state_bytes(trainer),
         activations=min(paper.memory["activations"], sizes.temp_size_in_bytes),
         temporary=sizes.temp_size_in_bytes,
         code=sizes.generated_code_size_in_bytes,

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from mplug2 import tasks
-from mplug2.card import Card
 from mplug2.composition import misfit, watched
 from mplug2.data.pixels import Preprocessing
 from mplug2.errors import CardError, Mplug2Error
+from mplug2.hub.card import Card
 from mplug2.network import Network, parts_of
 from mplug2.recipe import Objective
 from mplug2.roles import Config, Execution, base_of

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
-from mplug2.card import Card, TokenizerKind, Tokens
 from mplug2.data.tokens import SentencePiece, Tokenizer
 from mplug2.data.wordpiece import OfficialWordPiece, WordPiece
 from mplug2.errors import CardError
-from mplug2.weights import replacing
+from mplug2.hub.card import Card, TokenizerKind, Tokens
+from mplug2.hub.weights import replacing
 
 
 def tokens_of(tokenizer: Tokenizer) -> Tokens:

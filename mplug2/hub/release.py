@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from mplug2 import files, hub
-from mplug2.cache import Cache
-from mplug2.card import LARGEST_FILE, File
 from mplug2.convert import conversion
 from mplug2.convert.shapes import Settings
-from mplug2.download import fetch, fetch_first
 from mplug2.errors import CardError, CheckpointError, nearest
-from mplug2.meter import Meter
-from mplug2.remote import SCHEMES, Patience
-from mplug2.typed_json import decode, encode, expect, is_sha256, plain_name, read_json
+from mplug2.hub.cache import Cache
+from mplug2.hub.card import LARGEST_FILE, File
+from mplug2.hub.download import fetch, fetch_first
+from mplug2.hub.meter import Meter
+from mplug2.hub.remote import SCHEMES, Patience
+from mplug2.hub.typed_json import decode, encode, expect, is_sha256, plain_name, read_json
 
 SUFFIX = ".release.json"
 NOTE = "release.json"

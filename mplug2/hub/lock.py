@@ -15,15 +15,15 @@ from typing import Any
 import jax
 
 from mplug2 import files, hub
-from mplug2.card import Card, File, Tokens
-from mplug2.card_tokenizer import tokens_of
 from mplug2.data.pixels import Preprocessing
 from mplug2.errors import CardError, CheckpointError
-from mplug2.fit import differences
+from mplug2.hub.card import Card, File, Tokens
+from mplug2.hub.card_tokenizer import tokens_of
+from mplug2.hub.fit import differences
+from mplug2.hub.typed_json import decode, encode, read_json
 from mplug2.network import Network, Parameters
 from mplug2.recipe import Mode, Recipe
 from mplug2.roles import Config, Execution
-from mplug2.typed_json import decode, encode, read_json
 
 FILE = "lock.json"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from mplug2.errors import CardError
-from mplug2.weights import replacing
+from mplug2.hub.weights import replacing
 
 _BLOCK = 512
 _PIECE = 1 << 20

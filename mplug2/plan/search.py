@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from mplug2 import plan, plan_paper
+from mplug2 import plan
 from mplug2.errors import RecipeError
 from mplug2.network import Network
-from mplug2.plan import NoRoomError, Plan, Times
-from mplug2.plan_paper import Paper, Work
-from mplug2.plan_topology import Topology
+from mplug2.plan import NoRoomError, Plan, Times, textbook
+from mplug2.plan.machines import Topology
+from mplug2.plan.textbook import Paper, Work
 from mplug2.recipe import Recipe
 from mplug2.roles import Execution
 from mplug2.sharding import Mesh
@@ -96,12 +96,12 @@ def _on_paper(recipe: Recipe, topology: Topology, say: Say) -> tuple[dict[str, i
     for policy in policies:
         run = replace(recipe, execution=replace(recipe.execution, remat=policy))
         say(f"tracing with remat={policy}")
-        work = plan_paper.study(run)
+        work = textbook.study(run)
         network = Network(run.parts, run.execution)
         for mesh in meshes(len(topology.devices)):
             tried = replace(run, mesh=mesh)
             try:
-                paper = plan_paper.on_paper(tried, work, network)
+                paper = textbook.on_paper(tried, work, network)
             except RecipeError:
                 dropped["batch or heads do not divide"] += 1
                 continue

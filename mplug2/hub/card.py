@@ -1,7 +1,7 @@
 """Module cards: what a published module is, where its weights lie, what it reads and writes. JSON, one card a
 module.
 
-A card comes from strangers: mplug2.typed_json reads it, and what its fields must be is checked here.
+A card comes from strangers: mplug2.hub.typed_json reads it, and what its fields must be is checked here.
 checkpoints/card.schema.json says the same to other programs.
 """
 
@@ -14,10 +14,10 @@ from typing import Annotated, Literal
 
 from mplug2.data.pixels import Preprocessing
 from mplug2.errors import CardError, nearest
-from mplug2.remote import SCHEMES
+from mplug2.hub.remote import SCHEMES
+from mplug2.hub.typed_json import decode, encode, expect, is_sha256, plain_name, read_json
+from mplug2.hub.weights import FLOATS, replacing
 from mplug2.roles import Config, base_of
-from mplug2.typed_json import decode, encode, expect, is_sha256, plain_name, read_json
-from mplug2.weights import FLOATS, replacing
 
 LARGEST_FILE = 2**53  # bytes; every JSON reader knows whole numbers up to here
 
@@ -114,7 +114,7 @@ TokenizerKind = Literal["sentencepiece", "wordpiece", "official_wordpiece"]
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
     """The tokenizer whose ids the module was trained on: a file beside the card (or shipped), its id table,
-    and what reads the file (mplug2.card_tokenizer). `lowercase` is said of word pieces, `prompt`, which
+    and what reads the file (mplug2.hub.card_tokenizer). `lowercase` is said of word pieces, `prompt`, which
     captions were trained to begin with, of official ones; both are None where they are not."""
 
     file: str
@@ -162,8 +162,8 @@ class Parent:
 
 @dataclass(frozen=True, kw_only=True)
 class Parents:
-    """What a module was merged from (mplug2.merge), or trained from: then `method` is "train", or the form of
-    the delta that was merged into its base ("lora"), whose own card is stated where it began from one.
+    """What a module was merged from (mplug2.hub.merge), or trained from: then `method` is "train", or the
+    form of the delta that was merged into its base ("lora"), whose card is stated where it began from one.
     `settings` are the method's numbers, `take` the names of the arrays that a graft took."""
 
     method: str

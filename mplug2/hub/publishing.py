@@ -6,11 +6,22 @@ from pathlib import Path
 
 import numpy as np
 
-from mplug2 import gate, weights
-from mplug2.card import Card, File, Interface, Parents, Questions, Score, Tokens, Trained, draft, interface
 from mplug2.data.pixels import Preprocessing
 from mplug2.errors import CardError, nearest
-from mplug2.gate import NONE
+from mplug2.hub import gate, weights
+from mplug2.hub.card import (
+    Card,
+    File,
+    Interface,
+    Parents,
+    Questions,
+    Score,
+    Tokens,
+    Trained,
+    draft,
+    interface,
+)
+from mplug2.hub.gate import NONE
 from mplug2.network import Parameters, flat
 from mplug2.roles import Config
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mplug2 import files
-from mplug2.card import Card, Parent, Parents
 from mplug2.errors import CardError
+from mplug2.hub.card import Card, Parent, Parents
 from mplug2.roles import base_of
 from mplug2.scores import said
 

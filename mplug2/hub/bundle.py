@@ -12,17 +12,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mplug2 import archive, hub, lock, publishing
-from mplug2.card import Card, Trained
-from mplug2.card_tokenizer import carried, opened
+from mplug2 import hub
 from mplug2.card_wording import stated, wording_of
 from mplug2.data.tokens import Tokenizer
 from mplug2.errors import CardError
-from mplug2.fit import differences
-from mplug2.lock import Lock, Part
+from mplug2.hub import archive, lock, publishing
+from mplug2.hub.card import Card, Trained
+from mplug2.hub.card_tokenizer import carried, opened
+from mplug2.hub.fit import differences
+from mplug2.hub.lock import Lock, Part
+from mplug2.hub.weights import replacing
 from mplug2.network import Network, Parameters
 from mplug2.recipe import Recipe
-from mplug2.weights import replacing
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from mplug2.download import OFFLINE, offline
 from mplug2.errors import CardError
-from mplug2.remote import split_hub
+from mplug2.hub.download import OFFLINE, offline
+from mplug2.hub.remote import split_hub
 
 
 def upload(folder: Path, address: str) -> str:

@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mplug2 import gate, placing, weights
-from mplug2.cache import Cache
-from mplug2.card import Card, draft, read_card
-from mplug2.download import fetch
 from mplug2.errors import CardError, nearest
-from mplug2.fit import check_base, check_fit, check_routes, differences
-from mplug2.gate import NONE, Rules
-from mplug2.loading import Line, Report
-from mplug2.meter import Bar, Meter
+from mplug2.hub import gate, placing, weights
+from mplug2.hub.cache import Cache
+from mplug2.hub.card import Card, draft, read_card
+from mplug2.hub.download import fetch
+from mplug2.hub.fit import check_base, check_fit, check_routes, differences
+from mplug2.hub.gate import NONE, Rules
+from mplug2.hub.loading import Line, Report
+from mplug2.hub.meter import Bar, Meter
 from mplug2.network import Network, Parameters, flat, nested
 from mplug2.recipe import Mode, Recipe
 from mplug2.roles import DELTA, Config, Execution, base_of

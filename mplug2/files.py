@@ -1,12 +1,25 @@
-"""Files that are written whole or not at all: whatever happens, a reader finds the old one or the new one."""
+"""Files that are written whole or not at all: whatever happens, a reader finds the old one or the new one;
+and the folder of files that can be had again."""
 
 import contextlib
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+CACHE = "MPLUG2_CACHE"
+
+
+def cache_folder() -> Path:
+    """Where the user, or else the platform, keeps what can be had again: the variable CACHE names another."""
+    if said := os.environ.get(CACHE):
+        return Path(said).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "mplug2"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mplug2"
 
 
 @contextmanager

@@ -7,10 +7,13 @@ child runs all of a file's tests that need n devices and sends its reports back;
     def test_loss_is_the_same_on_eight_devices(): ...
 """
 
+import atexit
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import hypothesis
@@ -22,6 +25,11 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX starts: an accelerat
 # make test HYPOTHESIS_PROFILE=default
 hypothesis.settings.register_profile("same", derandomize=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+# No test touches the user's own cache: all processes of this run share one of their own.
+if "MPLUG2_TESTS_CACHE" not in os.environ:
+    os.environ["MPLUG2_CACHE"] = os.environ["MPLUG2_TESTS_CACHE"] = tempfile.mkdtemp(prefix="mplug2-tests-")
+    atexit.register(shutil.rmtree, os.environ["MPLUG2_CACHE"], ignore_errors=True)
 
 _CHILD = "MPLUG2_TEST_REPORTS"  # set in a child: the file that takes its reports, one JSON object per line
 _REPORTS = pytest.StashKey[dict[tuple[Path, int], dict[str, list[pytest.TestReport]]]]()

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import os
 import re
 import shutil
 import subprocess
@@ -220,6 +221,15 @@ def test_import_is_light_and_loads_neither_torch_nor_tensorflow():
     heavy = ("torch", "tensorflow", "jax", "flax", "orbax", "grain", "sklearn", "av", "PIL")
     code = f"import sys, mplug2; print([name for name in {heavy} if name in sys.modules])"
     assert run(sys.executable, "-c", code, cwd=ROOT) == "[]\n"
+
+
+def test_the_command_line_settles_what_jax_reads_as_it_starts():
+    code = (
+        "import sys; from mplug2.tools import main; assert 'jax' not in sys.modules; main.keep_compiled()\n"
+        "import jax; print(jax.config.jax_compilation_cache_dir)"
+    )
+    folder = run(sys.executable, "-c", code, cwd=ROOT).strip()
+    assert Path(folder).parent == Path(os.environ["MPLUG2_CACHE"]) / "compiled"
 
 
 def test_every_public_name_loads_without_torch_or_tensorflow():

@@ -3,13 +3,16 @@
 Exit status: 0 done, 1 the command's own "no", 2 refused (one line on stderr), 130 interrupted.
 """
 
+import hashlib
 import importlib
 import os
+import platform
 import sys
+from pathlib import Path
 
 import mplug2
 from mplug2.errors import Mplug2Error, nearest
-from mplug2.hub.cache import Cache
+from mplug2.files import cache_folder
 
 # command -> (file in tools/, what it does)
 COMMANDS = {
@@ -88,8 +91,21 @@ def _dispatch(words: list[str]) -> int:
 
 def keep_compiled() -> None:
     """What XLA compiles is kept in the cache's folder (MPLUG2_CACHE) for the next start, unless JAX's own
-    variable says where, or JAX_ENABLE_COMPILATION_CACHE=false that it is not. JAX reads both as it starts."""
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Cache.default().folder / "compiled"))
+    variables say another place or size, or JAX_ENABLE_COMPILATION_CACHE=false that it is not. JAX reads them
+    as it starts."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled" / processor()))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(4 << 30))
+
+
+def processor() -> str:
+    """A name for this kind of CPU: code for one may be none for another that shares the folder."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    told = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
+    said = "\n".join([platform.machine(), platform.processor(), *sorted(told)])
+    return hashlib.sha256(said.encode()).hexdigest()[:12]
 
 
 def _refuse(reason: str) -> int:

@@ -5,6 +5,7 @@ sha256 of its content.
     partial/abcd...         what has come so far of a file, and its note
     pins/name.json          of a file that is known by name only: the sha256 and size that it first came with
     locks/abcd...           empty; who downloads the file holds a lock (flock), which ends with the process
+    compiled/               JAX's own: what XLA compiled for commands (tools/main.py)
 
 The folder is `MPLUG2_CACHE`, or `mplug2` in the user's cache folder. Nothing gets into files/ but by one move
 of a file whose content has been verified.
@@ -16,7 +17,6 @@ import hashlib
 import json
 import os
 import stat
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,7 +26,6 @@ from typing import Any
 from mplug2 import files
 from mplug2.errors import DownloadError
 
-VARIABLE = "MPLUG2_CACHE"
 UNUSED_DAYS = 30
 
 
@@ -50,13 +49,8 @@ class Cache:
 
     @classmethod
     def default(cls) -> "Cache":
-        """Where the user, or else the platform, keeps what can be had again."""
-        if said := os.environ.get(VARIABLE):
-            return cls(Path(said).expanduser())
-        if sys.platform == "darwin":
-            return cls(Path.home() / "Library" / "Caches" / "mplug2")
-        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return cls(Path(caches) / "mplug2")
+        """In the user's own folder."""
+        return cls(files.cache_folder())
 
     def path(self, sha256: str) -> Path:
         """Where the file of that content is, or would be."""
@@ -103,7 +97,7 @@ class Cache:
         except OSError as error:
             raise DownloadError(
                 f"the cache {self.folder} cannot be written ({error.strerror or error}); "
-                f"{VARIABLE} names another"
+                f"{files.CACHE} names another"
             ) from None
 
     def keep(self, sha256: str, come_as: str = "") -> Path:

@@ -64,6 +64,7 @@ def within(name: str, *packages: str) -> bool:
 def run(*command: str | Path, cwd: Path) -> str:
     """Output of a command in a clean environment; a failure shows what it said."""
     environ = {"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu", "PYTHONDONTWRITEBYTECODE": "1"}
+    environ["MPLUG2_CACHE"] = os.environ["MPLUG2_CACHE"]
     done = subprocess.run([*map(str, command)], cwd=cwd, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}"
     return done.stdout

@@ -113,14 +113,19 @@ class Cache:
             os.replace(_note(partial), _note(path))
         return path
 
+    def drop(self, sha256: str) -> None:
+        """Removes a file that is not what it should be. Raises DownloadError."""
+        with self.locked(sha256), self._explained():
+            _remove(self.path(sha256))
+
     def pin(self, name: str, value: dict[str, Any]) -> None:
         """Records the file that is to be taken for `name` from now on. Raises OSError."""
-        files.write_text(self._pin(name), json.dumps(value, indent=1) + "\n")
+        files.write_text(self.pin_path(name), json.dumps(value, indent=1) + "\n")
 
     def pinned(self, name: str) -> dict[str, Any]:
         """What was recorded; empty if nothing was. Raises DownloadError for a record that cannot be read:
         what it says must not be forgotten unnoticed."""
-        path = self._pin(name)
+        path = self.pin_path(name)
         if not path.exists():
             return {}
         value = _read_json(path)
@@ -128,7 +133,8 @@ class Cache:
             raise DownloadError(f"{path}: does not say what was taken for {name}; remove it to take any")
         return value
 
-    def _pin(self, name: str) -> Path:
+    def pin_path(self, name: str) -> Path:
+        """Where it is recorded, or would be."""
         return self.folder / "pins" / f"{name}.json"
 
     def note(self, sha256: str, value: dict[str, Any]) -> None:

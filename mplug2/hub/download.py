@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from mplug2.errors import DownloadError
+from mplug2.errors import CheckpointError, DownloadError
 from mplug2.hub import remote
 from mplug2.hub.cache import Cache
 from mplug2.hub.meter import Meter
@@ -65,9 +65,7 @@ def fetch(
                 download.run()
             return cache.keep(file.sha256)
         except OSError as error:
-            raise DownloadError(
-                f"{described(file)} cannot be written to {cache.folder} ({error.strerror or error})"
-            ) from None
+            raise _unwritable(described(file), cache, error) from None
 
 
 @dataclass(frozen=True)
@@ -76,11 +74,12 @@ class _First:
 
     path: str
     sha256: str
-    bytes: int
     urls: tuple[str, ...]
+    bytes: int = 0
 
 
-def fetch_first(
+@contextlib.contextmanager
+def fetched_first(
     path: str,
     urls: tuple[str, ...],
     name: str,
@@ -88,37 +87,36 @@ def fetch_first(
     *,
     patience: Patience = Patience(),
     meter: Meter | None = None,
-) -> dict[str, Any]:
-    """Downloads a file whose content is not known, and records it as what `name` is from now on: its sha256,
-    size and address, which are returned. It must have the size that the server states. Raises
+) -> Iterator[dict[str, Any]]:
+    """Gives the sha256, size and address of a file that `name` is known by, downloaded now if its content is
+    not known yet. The block looks whether it is what it should be: recorded as what `name` is from now on is
+    what came when the block has ended well; CheckpointError says that it is not, and it is removed. Raises
     DownloadError."""
-    meter, told = meter or Meter(), []
-    if offline():
-        raise DownloadError(f"{OFFLINE} is set and {path} was never downloaded; unset {OFFLINE}")
+    meter = meter or Meter()
     key = hashlib.sha256(f"{name} {path}".encode()).hexdigest()
     with cache.locked(key, lambda: meter.say(f"{path}: waiting for another process that downloads it")):
         if found := cache.pinned(name):
-            return found
-        for url in urls:
-            try:
-                with remote.open_at(url, 0, "", patience) as stream:
-                    size = stream.length
-                if not size:
-                    raise Refused("does not say how many bytes it has, so a part would look like the whole")
-                first = _First(path, key, size, (url,))
-                with _Download(first, cache, patience, meter, known=False).opened() as download:
-                    download.run()
-                known = {"sha256": download.digest.hexdigest(), "bytes": size, "url": url}
-                cache.keep(known["sha256"], come_as=key)
-                cache.pin(name, known)
-                return known
-            except DownloadError as error:
-                told.append(f"{url}: {error}")
-            except OSError as error:
-                raise DownloadError(
-                    f"{path} cannot be written to {cache.folder} ({error.strerror or error})"
-                ) from None
-    raise DownloadError(f"{path} could not be downloaded: {'; '.join(told)}")
+            yield found
+            return
+        if offline():
+            raise DownloadError(f"{OFFLINE} is set and {path} was never downloaded; unset {OFFLINE}")
+        try:
+            with _FirstDownload(_First(path, key, urls), cache, patience, meter).opened() as download:
+                download.run()
+            known = {
+                "sha256": download.digest.hexdigest(),
+                "bytes": download.done,
+                "url": download.note["url"],
+            }
+            cache.keep(known["sha256"], come_as=key)
+        except OSError as error:
+            raise _unwritable(path, cache, error) from None
+        try:
+            yield known
+        except CheckpointError as error:
+            cache.drop(known["sha256"])
+            raise CheckpointError(f"{error}; what came from {known['url']} is not believed") from None
+        cache.pin(name, known)
 
 
 def offline() -> bool:
@@ -130,13 +128,17 @@ def described(file: Wanted) -> str:
     return f"{file.path} (sha256 {file.sha256}, {file.bytes} bytes)"
 
 
-class _Download:
-    """One file on its way into the cache: `done` bytes are in the partial file and in `digest`. `known`: is
-    its content known, by its sha256?"""
+def _unwritable(what: str, cache: Cache, error: OSError) -> DownloadError:
+    return DownloadError(f"{what} cannot be written to {cache.folder} ({error.strerror or error})")
 
-    def __init__(self, file: Wanted, cache: Cache, patience: Patience, meter: Meter, known: bool = True):
-        self.known = known
+
+class _Download:
+    """One file on its way into the cache: `done` of its `size` bytes are in the partial file and in
+    `digest`."""
+
+    def __init__(self, file: Wanted, cache: Cache, patience: Patience, meter: Meter):
         self.file, self.cache, self.patience, self.meter = file, cache, patience, meter
+        self.size = file.bytes
         self.done, self.digest = 0, hashlib.sha256()
         self.glued = False  # of more than one answer
         self.note: dict[str, Any] = {}
@@ -149,7 +151,7 @@ class _Download:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         with path.open("r+b", buffering=0) as self.out:
-            if 0 < path.stat().st_size <= self.file.bytes:
+            if 0 < path.stat().st_size <= self.size:
                 self.note = self.cache.noted(self.file.sha256)
                 self.digest = hashlib.file_digest(self.out, "sha256")  # pyright: ignore[reportArgumentType]
                 self.done, self.glued = self.out.tell(), True
@@ -159,15 +161,21 @@ class _Download:
 
     def run(self) -> None:
         """Until the file is whole and right. Raises DownloadError, OSError."""
-        if self.done == self.file.bytes and self.digest.hexdigest() == self.file.sha256:
+        if self.done == self.size and self.digest.hexdigest() == self.file.sha256:
             return  # killed between the last byte and the move
+        self._announce()
+        self._try_each()
+
+    def _announce(self) -> None:
         free = shutil.disk_usage(self.cache.folder).free
-        if free < self.file.bytes - self.done:
+        if free < self.size - self.done:
             raise DownloadError(
-                f"{described(self.file)}: the disk of {self.cache.folder} has {free / 1e6:.0f} MB left"
+                f"{self.file.path}, of {self.size} bytes: the disk of {self.cache.folder} has "
+                f"{free / 1e6:.0f} MB left"
             )
-        self.meter.begin(self.file.path, self.file.bytes)
-        self.meter.at(self.done)
+        self.meter.begin(self.file.path, self.size)
+
+    def _try_each(self) -> None:
         told = []
         for url in self.file.urls:
             try:
@@ -175,19 +183,22 @@ class _Download:
             except Refused as refusal:
                 told.append(f"{url}: {refusal}")
                 self.meter.say(told[-1])
-        raise DownloadError(
-            f"{described(self.file)} could not be downloaded: {'; '.join(told)}; "
+        raise DownloadError(self._failed("; ".join(told)))
+
+    def _failed(self, told: str) -> str:
+        return (
+            f"{described(self.file)} could not be downloaded: {told}; "
             f"a file that comes another way belongs at {self.cache.path(self.file.sha256)}"
         )
 
     def _all_of(self, url: str) -> None:
         """Attempts at one address, as long as they get on. Raises Refused."""
         idle, best, patience = 0, self.done, self.patience
-        worth = max(1, self.file.bytes // 100)  # so that a trickle of bytes is not tried for ever
         while True:
             try:
                 return self._attempt(url)
             except Failed as failure:
+                worth = max(1, self.size // 100)  # so that a trickle of bytes is not tried for ever
                 # Further than ever before: else a server that makes us begin again and again gets on.
                 idle = 0 if self.done - best >= worth else idle + 1
                 best = max(best, self.done)
@@ -204,33 +215,34 @@ class _Download:
     def _attempt(self, url: str) -> None:
         """One request. Raises Refused, Failed, OSError of the disk."""
         validator = str(self.note.get("validator", ""))
-        if self.note.get("url") != url or not validator or self.done == self.file.bytes:
+        if self.note.get("url") != url or not validator or self.done == self.size:
             self._begin()
         try:
             with remote.open_at(url, self.done, validator if self.done else "", self.patience) as stream:
-                if stream.length not in (None, self.file.bytes):
-                    raise Refused(f"has {stream.length} bytes, expected {self.file.bytes}")
+                if stream.length not in (None, self.size):
+                    raise Refused(f"has {stream.length} bytes, expected {self.size}")
                 if stream.start != self.done:
                     self._begin()
                 self.glued = self.done > 0
-                # Before the first byte, so that whoever takes up this file knows whose it is.
-                self.note = {"name": self.file.path, "url": url, "validator": stream.validator}
-                self.cache.note(self.file.sha256, self.note)
-                self._receive(stream)
+                self._receive(stream, url)
         except Unresumable:
             self._begin()
             raise
-        if self.known and (found := self.digest.hexdigest()) != self.file.sha256:
+        if (found := self.digest.hexdigest()) != self.file.sha256:
             reason = f"sent a file of sha256 {found}"
             glued = self.glued
             self._begin()
             raise Failed(reason) if glued else Refused(reason)
 
-    def _receive(self, stream: remote.Stream) -> None:
-        while self.done < self.file.bytes:
-            piece = stream.read(min(_PIECE, self.file.bytes - self.done))
+    def _receive(self, stream: remote.Stream, url: str) -> None:
+        # Before the first byte, so that whoever takes up this file knows whose it is.
+        self.note = {"name": self.file.path, "url": url, "validator": stream.validator}
+        self.cache.note(self.file.sha256, self.note)
+        self.meter.at(self.done)
+        while self.done < self.size:
+            piece = stream.read(min(_PIECE, self.size - self.done))
             if not piece:
-                raise Failed(f"ended after {self.done} of {self.file.bytes} bytes")
+                raise Failed(f"ended after {self.done} of {self.size} bytes")
             self.out.write(piece)
             self.digest.update(piece)
             self.done += len(piece)
@@ -241,4 +253,25 @@ class _Download:
         self.out.seek(0)
         self.out.truncate()
         self.done, self.digest, self.glued, self.note = 0, hashlib.sha256(), False, {}
-        self.meter.at(0)
+
+
+class _FirstDownload(_Download):
+    """Of a file that is as long as the answer says that brings it. All of it is from that one answer: nothing
+    would tell that parts of two were glued wrongly."""
+
+    def run(self) -> None:
+        """Until a whole file came. Raises DownloadError, OSError."""
+        self._try_each()
+
+    def _failed(self, told: str) -> str:
+        return f"{self.file.path} could not be downloaded: {told}"
+
+    def _attempt(self, url: str) -> None:
+        self._begin()
+        with remote.open_at(url, 0, "", self.patience) as stream:
+            if not stream.length:
+                raise Refused("does not say how many bytes it has, so a part would look like the whole")
+            if stream.length != self.size:
+                self.size = stream.length
+                self._announce()
+            self._receive(stream, url)

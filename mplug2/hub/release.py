@@ -3,13 +3,15 @@
     install(find("mplug2_pretrain"), Path("data/mplug2_pretrain"))
 
 Their authors published addresses, and neither sha256 nor size. What can be had is this: the first download is
-believed, from the host that they name and over https only, if it has the size that the server states; its
-sha256 and size are then recorded in the cache (`pins/`), and from there on no other file is taken for it.
-What was recorded is printed, to be compared with others. A release that states its sha256 is held to it at
-once.
+believed, from the host that they name and over https only, if it has the size that the server states and
+converts into the modules that it should hold; its sha256 and size are then recorded in the cache (`pins/`),
+and from there on no other file is taken for it. What was recorded is printed, to be compared with others. A
+release that states its sha256 is held to it at once.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,10 +20,10 @@ from typing import Annotated, Any
 from mplug2 import files, hub
 from mplug2.convert import conversion
 from mplug2.convert.shapes import Settings
-from mplug2.errors import CardError, CheckpointError, nearest
+from mplug2.errors import CardError, CheckpointError, DownloadError, nearest
 from mplug2.hub.cache import Cache
 from mplug2.hub.card import LARGEST_FILE, File
-from mplug2.hub.download import fetch, fetch_first
+from mplug2.hub.download import fetch, fetched_first
 from mplug2.hub.meter import Meter
 from mplug2.hub.remote import SCHEMES, Patience
 from mplug2.hub.typed_json import decode, encode, expect, is_sha256, plain_name, read_json
@@ -95,17 +97,29 @@ def hint(place: str) -> str:
     )
 
 
+@contextmanager
 def downloaded(
     release: Release, cache: Cache, *, patience: Patience = Patience(), meter: Meter | None = None
-) -> tuple[Path, File]:
-    """(its file in the cache, what is known of it now). Raises DownloadError."""
-    known = cache.pinned(release.name)
+) -> Iterator[tuple[Path, File]]:
+    """Gives (its file in the cache, what is known of it now). Where nothing was, the block's end says whether
+    what came is believed (mplug2.hub.download.fetched_first). Raises DownloadError."""
     if release.sha256 is not None and release.bytes is not None:
-        known = {"sha256": release.sha256, "bytes": release.bytes}
-    if not known:
-        known = fetch_first(release.file, release.urls, release.name, cache, patience=patience, meter=meter)
-    file = File(path=release.file, sha256=known["sha256"], bytes=known["bytes"], urls=release.urls)
-    return fetch(file, cache, patience=patience, meter=meter), file
+        file = File(path=release.file, sha256=release.sha256, bytes=release.bytes, urls=release.urls)
+        yield fetch(file, cache, patience=patience, meter=meter), file
+        return
+    pin = cache.pin_path(release.name)
+    try:
+        with fetched_first(
+            release.file, release.urls, release.name, cache, patience=patience, meter=meter
+        ) as known:
+            file = File(path=release.file, sha256=known["sha256"], bytes=known["bytes"], urls=release.urls)
+            yield fetch(file, cache, patience=patience, meter=meter), file
+    except DownloadError as error:
+        told = f"that sha256 was recorded in {pin} when it first came, remove that to take another; "
+        raise DownloadError(
+            f"{error}; {told if pin.exists() else ''}of a file that comes another way: "
+            f'"mplug2 convert FILE --from {release.family} --out DIR"'
+        ) from None
 
 
 def install(
@@ -130,7 +144,6 @@ def install(
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder}: is there already, and not a folder of {release.name}")
     else:
-        path, file = downloaded(release, cache or Cache.default(), patience=patience, meter=meter)
         options = conversion.Options(
             name=release.name.replace("_", "-"),
             settings=settings,
@@ -138,7 +151,8 @@ def install(
             prompt=release.prompt,
             licence=release.licence,
         )
-        said = conversion.told(conversion.convert(path, release.family, folder, options))
+        with downloaded(release, cache or Cache.default(), patience=patience, meter=meter) as (path, file):
+            said = conversion.told(conversion.convert(path, release.family, folder, options))
         files.write_text(note, json.dumps(encode(_Installed(release=release, file=file)), indent=1) + "\n")
     for card in hub.cards(folder).values():
         hub.stored(card)

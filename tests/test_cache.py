@@ -160,6 +160,23 @@ def test_a_cached_file_that_was_changed_is_not_loaded(card, cache):
         hub.load(card)
 
 
+def test_download_fetches_a_damaged_file_of_the_cache_again_and_refuses_one_beside_its_card(
+    card, cache, capsys
+):
+    hub.load(card)
+    content, path = cache.path(card.file.sha256).read_bytes(), cache.path(card.file.sha256)
+    damaged = content[:-1] + bytes([content[-1] ^ 1])
+    path.chmod(0o644)
+    path.write_bytes(damaged)
+    for said in ("downloaded", "was here"):
+        assert main(["download", str(card.folder)]) == 0
+        assert capsys.readouterr().out.strip() == f"v  {path}  {said}"
+        assert path.read_bytes() == content
+    card.weights.write_bytes(damaged)
+    assert main(["download", str(card.folder)]) == 2
+    assert "sha256 is" in capsys.readouterr().err and card.weights.read_bytes() == damaged
+
+
 def test_what_cannot_be_downloaded_is_one_sentence_and_status_two(card, cache, tmp_path, capsys):
     (tmp_path / "moved.safetensors").unlink()
     assert main(["download", str(card.folder)]) == 2

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from converting import vocabulary
 from misbehaving import (  # pyright: ignore[reportMissingImports]
     CONTENT,
     QUICK,
@@ -19,7 +20,7 @@ from torch_writer import save
 from mplug2 import hub
 from mplug2.convert import conversion
 from mplug2.convert.shapes import read_settings
-from mplug2.errors import CardError, CheckpointError, DownloadError
+from mplug2.errors import CardError, CheckpointError, DataError, DownloadError
 from mplug2.hub import release
 from mplug2.hub.cache import Cache
 from mplug2.hub.download import fetched_first
@@ -63,8 +64,45 @@ def test_a_release_is_downloaded_converted_verified_and_recorded_in_one_step(wan
     Path(wanted.urls[0].removeprefix("file://")).unlink()  # nothing is asked for again
     said, again = release.install(wanted, tmp_path / "out", settings=SETTINGS)
     assert again == file and "is there already" in said
-    with pytest.raises(CardError, match="holds x as .* expected Release.name='y'"):
-        release.install(dataclasses.replace(wanted, name="y"), tmp_path / "out")
+
+
+def test_a_folder_of_a_release_is_used_again_if_it_is_of_the_same_file_and_words_and_whole(
+    wanted, official, tmp_path
+):
+    vocabulary(tmp_path, load_file(GOLDEN / "oracle" / "qa_stride2.params.safetensors"))
+    words, folder = tmp_path / "vocab.txt", tmp_path / "out"
+    _, file = release.install(wanted, folder, settings=SETTINGS, vocabulary=words)
+    reworded = dataclasses.replace(wanted, source="said otherwise", urls=("https://example.org/x",))
+    assert release.install(reworded, folder, vocabulary=words)[1] == file
+    with pytest.raises(CardError, match="holds name 'x', expected 'y'; prompt '', expected 'p'$"):
+        release.install(dataclasses.replace(wanted, name="y", prompt="p"), folder)
+    with pytest.raises(CardError, match=f"holds a file of sha256 {file.sha256}, expected {'a' * 64}"):
+        release.install(dataclasses.replace(wanted, sha256="a" * 64, bytes=1), folder)
+    words.write_text(words.read_text().replace("w7", "other"))
+    with pytest.raises(CardError, match="was converted with a vocabulary of .* remove the folder to convert"):
+        release.install(wanted, folder, vocabulary=words)
+    (folder / "text-x.json").unlink()
+    with pytest.raises(CardError, match=r"cards \['text-x'\] are gone; it holds"):
+        release.install(wanted, folder)
+    (folder / "conversion" / release.NOTE).write_text('{"release": 7}')
+    with pytest.raises(CardError, match=f"release {folder}/conversion/release.json: file: missing"):
+        release.install(wanted, folder)
+
+
+def test_an_installation_that_was_killed_is_complete_or_not_there(wanted, tmp_path, monkeypatch):
+    def killed(report):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(conversion, "told", killed)  # the first thing after the folder has its name
+        release.install(wanted, tmp_path / "out", settings=SETTINGS)
+    assert "is there already" in release.install(wanted, tmp_path / "out", settings=SETTINGS)[0]
+
+
+def test_a_vocabulary_that_is_not_there_is_refused_before_the_download(wanted, tmp_path):
+    with pytest.raises(DataError, match="none.txt"):
+        release.install(wanted, tmp_path / "out", vocabulary=tmp_path / "none.txt")
+    assert not Cache.default().entries()
 
 
 def test_what_was_converted_is_verified_each_time(wanted, tmp_path):
@@ -204,6 +242,21 @@ def test_the_command_installs_a_release_and_refuses_without_a_network(
     assert "its authors state no sha256; this one was recorded" in said
     assert main(["show", str(tmp_path / "out")]) == 0
     assert "Its weights are " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["vision-small", "--out", "d"], "--out is the folder of one release, given are vision-small"),
+        (["mplug2_pretrain", "clip_vit_l14", "--out", "d"], "--out is the folder of one release"),
+        (["mplug2_pretrain", "vision-small", "--out", "d"], "--out is the folder of one release"),
+        (["vision-small", "--vocabulary", "v.txt"], "--vocabulary v.txt: travels with a release's cards"),
+        (["image_qa.tiny", "--vocabulary", "v.txt"], "none is installed for image_qa.tiny"),
+    ],
+)
+def test_an_option_that_nothing_would_heed_is_refused(words, said, capsys):
+    assert main(["download", *words]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_what_a_recipe_lacks_is_named_with_the_commands_that_bring_it(capsys):

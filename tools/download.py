@@ -6,7 +6,9 @@ from pathlib import Path
 
 from mplug2 import hub, recipes
 from mplug2.errors import CardError
-from mplug2.hub import release
+from mplug2.hub import release, weights
+from mplug2.hub.cache import Cache
+from mplug2.hub.card import Card
 from mplug2.hub.meter import Bar
 
 
@@ -32,34 +34,67 @@ def main(argv: list[str]) -> int:
     )
     asked = parser.parse_args(argv)
     released = [what for what in asked.what if what in release.releases()]
-    if asked.out is not None and len(asked.what) != len(released) == 1:
+    if asked.out is not None and not (len(released) == len(asked.what) == 1):
         raise CardError(f"--out is the folder of one release, given are {', '.join(asked.what)}")
+    folders = {what: releases_of(what, asked.out) for what in asked.what}
+    if asked.vocabulary is not None and not any(folders.values()):
+        raise CardError(
+            f"--vocabulary {asked.vocabulary}: travels with a release's cards, and none is installed for "
+            f"{', '.join(asked.what)}"
+        )
     with Bar() as bar:
-        for what in asked.what:
-            if what in released:
-                install(what, asked.out or Path("data") / what, asked.vocabulary, bar)
-            else:
-                download(what, asked.vocabulary, bar)
+        for what, needed in folders.items():
+            for name, folder in needed.items():
+                install(name, folder, asked.vocabulary, bar)
+            if what not in released:
+                download(what, bar)
     return 0
 
 
-def download(what: str, vocabulary: Path | None, bar: Bar) -> None:
-    """The files of the cards at a place, or of those that a recipe loads; releases are installed where it
-    looks for them. Raises CardError."""
-    if what.partition(".")[0] not in recipes.RECIPES and ".py" not in what:
-        places: dict[str, str] = {}
-        cards = list(hub.cards(what).values())
+def releases_of(what: str, out: Path | None) -> dict[str, Path]:
+    """The releases that are to be installed, and where: what is called so, or what a recipe loads and does
+    not find. Raises RecipeError."""
+    if what in release.releases():
+        return {what: out or Path("data") / what}
+    places = set(recipes.find(what).cards.values()) if is_recipe(what) else set()
+    return {
+        Path(place).name: Path(place)
+        for place in sorted(places)
+        if not Path(place).exists() and release.hint(place)
+    }
+
+
+def is_recipe(what: str) -> bool:
+    return what.partition(".")[0] in recipes.RECIPES or ".py" in what
+
+
+def download(what: str, bar: Bar) -> None:
+    """The files of the cards at a place, or of those that a recipe loads. Raises CardError."""
+    if is_recipe(what):
+        cards = [hub.find(place, module) for module, place in recipes.find(what).cards.items()]
     else:
-        places = dict(recipes.find(what).cards)
-        for place in dict.fromkeys(places.values()):
-            if not Path(place).exists() and release.hint(place):
-                install(Path(place).name, Path(place), vocabulary, bar)
-        cards = [hub.find(place, module) for module, place in places.items()]
+        cards = list(hub.cards(what).values())
     if not cards:
         print(f"{what}: names no cards, its modules begin afresh: there is nothing to download")
     for card in cards:
-        was = hub.is_here(card)
+        was = is_right(card)
         print(f"{card.name}  {hub.located(card, bar)}  {'was here' if was else 'downloaded'}", flush=True)
+
+
+def is_right(card: Card) -> bool:
+    """Are the card's weights here, by their content? What the cache has of another content is removed. Raises
+    CardError for such a file beside the card, which is its owner's."""
+    found = hub.is_here(card)
+    if found is None:
+        return False
+    try:
+        weights.read(found, card.file.sha256)
+    except CardError:
+        if found == card.weights:
+            raise
+        Cache.default().drop(card.file.sha256)
+        return False
+    return True
 
 
 def install(name: str, folder: Path, vocabulary: Path | None, bar: Bar) -> None:

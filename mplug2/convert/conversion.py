@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -80,9 +81,12 @@ def read_checkpoint(path: Path) -> tuple[dict[str, StoredTensor], str]:
     return read_torch(path)
 
 
-def convert(path: Path, family: str, folder: Path, options: Options) -> dict[str, Any]:
-    """Writes the modules of a checkpoint of FAMILIES into a new `folder`; returns the report. Raises
-    CheckpointError or CardError, and leaves nothing behind then."""
+def convert(
+    path: Path, family: str, folder: Path, options: Options, notes: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Writes the modules of a checkpoint of FAMILIES into a new `folder`; returns the report. `notes`:
+    further texts of its `conversion` folder, by file name. Raises CheckpointError or CardError, and leaves
+    nothing behind then."""
     if family not in FAMILIES:
         raise CheckpointError(
             f'there is no kind "{family}"{nearest(family, FAMILIES)}; known are {sorted(FAMILIES)}'
@@ -125,6 +129,8 @@ def convert(path: Path, family: str, folder: Path, options: Options) -> dict[str
             "keys": {names[name]: fate for name, fate in fates.items()},
         }
         _write_rest(fresh, report, tensors, names, options)
+        for name, text in notes.items():
+            (fresh / "conversion" / name).write_text(text)
     return report
 
 

@@ -15,11 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from mplug2 import files, hub
+from mplug2 import hub
 from mplug2.convert import conversion
 from mplug2.convert.shapes import Settings
+from mplug2.data.wordpiece import WordPiece
 from mplug2.errors import CardError, CheckpointError, DownloadError, nearest
 from mplug2.hub.cache import Cache
 from mplug2.hub.card import LARGEST_FILE, File
@@ -28,6 +29,7 @@ from mplug2.hub.meter import Meter
 from mplug2.hub.remote import SCHEMES, Patience
 from mplug2.hub.typed_json import decode, encode, expect, is_sha256, plain_name, read_json
 
+T = TypeVar("T")
 SUFFIX = ".release.json"
 NOTE = "release.json"
 """In the `conversion` folder of what was installed: the release, and the sha256 and size of its file."""
@@ -79,9 +81,13 @@ def find(name: str) -> Release:
 
 def read(path: Path) -> Release:
     """Raises CardError with the file and the field that is wrong."""
+    return _decoded(Release, path)
+
+
+def _decoded(kind: type[T], path: Path) -> T:
     value = read_json(path, "release")
     try:
-        return decode(Release, value, "")
+        return decode(kind, value, "")
     except CardError as error:
         raise CardError(f"release {path}: {error}") from None
 
@@ -134,13 +140,10 @@ def install(
 ) -> tuple[str, File]:
     """Downloads, converts into `folder`, and verifies every card there by sha256 and array by array; what is
     there already is verified. Returns (what was done in words, the file). Raises DownloadError,
-    CheckpointError, CardError."""
-    note = folder / "conversion" / NOTE
-    if note.is_file():
-        kept = decode(_Installed, read_json(note, "release"), "")
-        if kept.release != release:
-            raise CardError(f"{folder} holds {kept.release.name} as {kept.release}, expected {release}")
-        file, said = kept.file, f"{folder} is there already"
+    CheckpointError, CardError, DataError of the vocabulary."""
+    words = WordPiece(str(vocabulary)).sha256 if vocabulary else None  # before gigabytes come
+    if (folder / "conversion" / NOTE).is_file():
+        said, file = f"{folder} is there already", _installed(release, folder, words)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder}: is there already, and not a folder of {release.name}")
     else:
@@ -152,8 +155,9 @@ def install(
             licence=release.licence,
         )
         with downloaded(release, cache or Cache.default(), patience=patience, meter=meter) as (path, file):
-            said = conversion.told(conversion.convert(path, release.family, folder, options))
-        files.write_text(note, json.dumps(encode(_Installed(release=release, file=file)), indent=1) + "\n")
+            note = json.dumps(encode(_Installed(release=release, file=file)), indent=1) + "\n"
+            report = conversion.convert(path, release.family, folder, options, {NOTE: note})
+        said = conversion.told(report)
     for card in hub.cards(folder).values():
         hub.stored(card)
     return said, file
@@ -163,3 +167,37 @@ def install(
 class _Installed:
     release: Release
     file: File
+
+
+def _installed(release: Release, folder: Path, words: str | None) -> File:
+    """The file that a folder was converted from; `words`: the sha256 of the vocabulary asked for. Raises
+    CardError, with both sides, where it was not of this release, or does not hold what the conversion
+    wrote."""
+    path = folder / "conversion" / NOTE
+    kept = _decoded(_Installed, path)
+    try:
+        report = json.loads(path.with_name("report.json").read_text())
+        wrote = {module: told["card"] for module, told in report["modules"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise CardError(f"{path.with_name('report.json')}: does not say what was converted") from None
+    # Addresses and licences may be written better one day, of the same file.
+    facts = ("name", "family", "file", "prompt")
+    differing = [
+        f"{fact} {getattr(kept.release, fact)!r}, expected {getattr(release, fact)!r}"
+        for fact in facts
+        if getattr(kept.release, fact) != getattr(release, fact)
+    ]
+    if release.sha256 not in (None, kept.file.sha256):
+        differing.append(f"a file of sha256 {kept.file.sha256}, expected {release.sha256}")
+    if differing:
+        raise CardError(f"{folder} holds {'; '.join(differing)}")
+    cards = hub.cards(folder)
+    if lost := {module: name for module, name in wrote.items() if module not in cards}:
+        raise CardError(f"{folder}: cards {sorted(lost.values())} are gone; it holds {sorted(cards)}")
+    held = {card.tokenizer.sha256 for card in cards.values() if card.tokenizer}
+    if words is not None and {words} != held:
+        had = f"a vocabulary of sha256 {min(held)}" if held else "no vocabulary"
+        raise CardError(
+            f"{folder} was converted with {had}, given is one of {words}; remove the folder to convert again"
+        )
+    return kept.file

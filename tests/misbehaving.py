@@ -42,6 +42,7 @@ TRICKS = (
     "weak_tag",
     "garbage",  # not HTTP
     "coded",  # Content-Encoding: gzip
+    "slow_head",  # a byte of the answer's head now and then, and never its end
 )
 
 
@@ -194,6 +195,12 @@ class Server:
 
     def _coded(self, request: Any, content: bytes, tag: str, start: int, path: str) -> None:
         self._status(request, 200, Content_Encoding="gzip")
+
+    def _slow_head(self, request: Any, *_: Any) -> None:
+        request.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+        for _ in range(50):
+            request.wfile.write(b"x")
+            time.sleep(0.02)
 
 
 CONTENT = random.Random(0).randbytes(20_000)

@@ -90,6 +90,28 @@ def test_prune_removes_what_is_unused_or_broken_and_nothing_else(cache):
     assert not cache.path(old).exists() and not list(cache.folder.glob(f"*/*{broken}*"))[1:]
 
 
+def test_a_file_that_is_asked_for_while_prune_waits_for_it_stays(cache, monkeypatch):
+    sha256 = put(cache, b"one")
+    os.utime(cache.path(sha256), (0, 0))
+    real = Cache.locked
+
+    def waited(self, wanted, *rest):
+        assert cache.find(sha256, 3)  # by another process, which had the lock until now
+        return real(self, wanted, *rest)
+
+    monkeypatch.setattr(Cache, "locked", waited)
+    assert cache.prune(days=1) == [] and cache.path(sha256).is_file()
+
+
+def test_what_cannot_be_read_or_removed_is_our_error(cache, capsys):
+    cache.path("a" * 64).mkdir(parents=True)  # as for a file of somebody else's
+    assert main(["cache", "verify"]) == 2
+    assert f"{cache.path('a' * 64)}: cannot be read (" in capsys.readouterr().err
+    os.utime(cache.path("a" * 64), (0, 0))
+    assert main(["cache", "prune"]) == 2
+    assert f"the cache {cache.folder} cannot be written" in capsys.readouterr().err
+
+
 def test_asking_for_a_file_keeps_it_from_being_pruned(cache):
     sha256 = put(cache, b"one")
     os.utime(cache.path(sha256), (0, 0))

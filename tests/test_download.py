@@ -2,9 +2,11 @@
 holds a wrong file."""
 
 import dataclasses
+import hashlib
 import random
 import time
 from collections import Counter
+from typing import ClassVar
 
 import pytest
 from misbehaving import CONTENT, QUICK, TRICKS, Server, Wanted, planned, right  # pyright: ignore[reportMissingImports]
@@ -13,7 +15,7 @@ from mplug2.errors import DownloadError
 from mplug2.hub import remote
 from mplug2.hub.cache import Cache
 from mplug2.hub.download import fetch
-from mplug2.hub.meter import Meter
+from mplug2.hub.meter import Bar, Meter
 from mplug2.hub.remote import Patience
 
 
@@ -76,6 +78,7 @@ def test_every_trick_ends_with_the_right_file_or_a_clear_refusal(trick, cache):
         (["in_circles"], "more than 5 redirects"),
         (["garbage"], "not an answer of HTTP"),
         (["coded"], "another coding, gzip"),
+        (["slow_head"], r"the connection broke \(no whole answer in 0.1 s\)"),
         (["drop_at_once"], "the connection broke"),
         (["unasked_range"], 'answers 206 with "bytes 0-10000/20000" to a request for bytes from 0 on'),
     ],
@@ -157,6 +160,34 @@ def test_a_trickle_of_bytes_is_too_slow(cache, monkeypatch):
     patience = dataclasses.replace(QUICK, slowest=10_000)
     with Server(CONTENT, planned("good")) as server, pytest.raises(DownloadError, match="too slow: "):
         fetch(Wanted((server.url("f"),)), cache, patience=patience)
+
+
+def test_a_bar_belongs_to_its_own_file(cache, monkeypatch):
+    """The second file begins while the first one's bar is on the screen."""
+
+    class Progress:
+        bars: ClassVar[dict[int, list]] = {}
+
+        def start(self):
+            pass
+
+        def add_task(self, name, total):
+            self.bars[len(self.bars)] = [name, total, 0]
+            return len(self.bars) - 1
+
+        def update(self, task, completed):
+            self.bars[task][2] = completed
+
+    monkeypatch.setattr("mplug2.hub.meter._progress", Progress)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    bar, other = Bar(), CONTENT[:5000]
+    second = Wanted((), "b", hashlib.sha256(other).hexdigest(), len(other))
+    for content, wanted in ((CONTENT, Wanted(())), (other, second)):
+        with Server(content, planned("drop", "good")) as server:
+            wanted = dataclasses.replace(wanted, urls=(server.url("f"),))
+            fetch(wanted, cache, patience=QUICK, meter=bar)
+    expected = [["vision.safetensors", 20000, 20000], ["b", 5000, 5000]]
+    assert list(Progress.bars.values()) == expected
 
 
 def test_the_next_address_is_tried_and_the_failure_told(cache):

@@ -156,7 +156,8 @@ class Cache:
         return sorted(found, key=lambda entry: -entry.used)
 
     def verify(self) -> Iterator[tuple[Entry, bool]]:
-        """Reads every file: (entry, is it what its name says?). One that is not is removed."""
+        """Reads every file: (entry, is it what its name says?). One that is not is removed. Raises
+        DownloadError for one that cannot be read or removed."""
         for entry in self.entries():
             with self.locked(entry.sha256):
                 try:
@@ -164,23 +165,30 @@ class Cache:
                         right = hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
                 except FileNotFoundError:
                     continue
+                except OSError as error:
+                    raise DownloadError(f"{entry.path}: cannot be read ({error.strerror or error})") from None
                 if not right:
-                    _remove(entry.path)
+                    with self._explained():
+                        _remove(entry.path)
             yield entry, right
 
     def prune(self, days: float = UNUSED_DAYS) -> list[Entry]:
         """Removes files that nobody asked for in so many days, and what is left of broken downloads; returns
-        what it removed. A file that is being downloaded stays."""
-        before = time.time() - days * 86400
-        removed = [entry for entry in self.entries() if entry.used < before]
-        for entry in removed:
-            with self.locked(entry.sha256):
-                _remove(entry.path)
+        what it removed. A file that is being downloaded stays. Raises DownloadError."""
+        before, removed = time.time() - days * 86400, []
+        for entry in self.entries():
+            if entry.used >= before:
+                continue
+            with self.locked(entry.sha256), self._explained():
+                with contextlib.suppress(FileNotFoundError):
+                    if entry.path.stat().st_mtime < before:  # still: somebody may have asked for it since
+                        _remove(entry.path)
+                        removed.append(entry)
         begun = {path.name.removesuffix(".json") for path in self.folder.glob("partial/*")}
         for sha256 in sorted(filter(_is_hash, begun)):
             if self._busy(sha256):
                 continue
-            with self.locked(sha256):
+            with self.locked(sha256), self._explained():
                 path, name = self.partial(sha256), str(self.noted(sha256).get("name", "?"))
                 with contextlib.suppress(FileNotFoundError):
                     there = path.stat()

@@ -11,7 +11,9 @@ import contextlib
 import http.client
 import os
 import re
+import socket
 import stat
+import threading
 import time
 import urllib.parse
 import urllib.request
@@ -212,11 +214,48 @@ def _allowed(url: str, scheme: str, patience: Patience, redirected: bool = False
         raise Refused(f"{said}; addresses of files begin with {', '.join(SCHEMES)}")
 
 
+class _BoundedHead(http.client.HTTPConnection):
+    """Is given up where the head of an answer is not whole within `timeout`, which else bounds the wait for
+    each byte only."""
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        late = threading.Event()
+
+        def hang_up() -> None:
+            late.set()
+            with contextlib.suppress(OSError):  # it hung up itself
+                connection.shutdown(socket.SHUT_RDWR)
+
+        connection = self.sock
+        timer = threading.Timer(self.timeout or 0, hang_up)
+        timer.start()
+        try:
+            response = super().getresponse()
+        finally:
+            timer.cancel()
+            if late.is_set():  # whatever else that led to
+                raise TimeoutError(f"no whole answer in {self.timeout:g} s")
+        return response
+
+
+class _SecureBoundedHead(_BoundedHead, http.client.HTTPSConnection):
+    pass
+
+
+class _Plain(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_BoundedHead, req)
+
+
+class _Secure(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_SecureBoundedHead, req)
+
+
 def _opener(plain: bool) -> urllib.request.OpenerDirector:
     """Speaks HTTP and nothing else, takes every status for an answer, and follows nothing."""
     opener = urllib.request.OpenerDirector()
-    proxies = urllib.request.ProxyHandler({} if plain else None)
-    for handler in (proxies, urllib.request.HTTPHandler(), urllib.request.HTTPSHandler()):
+    for handler in (urllib.request.ProxyHandler({} if plain else None), _Plain(), _Secure()):
         opener.add_handler(handler)
     return opener
 

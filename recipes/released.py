@@ -34,7 +34,8 @@ from mplug2.roles import Config, Execution
 VOCABULARY = "data/bert-large-uncased-vocab.txt"
 """BERT's uncased vocabulary, 30522 lines; another place: tokenizer.vocabulary=FILE."""
 PRETRAINED = "data/mplug2_pretrain"
-"""`mplug2 convert mPLUG2_Pretrain.pth --from mplug2 --out data/mplug2_pretrain`."""
+"""`mplug2 download mplug2_pretrain`, or of the file
+`mplug2 convert mPLUG2_Pretrain.pth --from mplug2 --out data/mplug2_pretrain`."""
 PROMPT = "a video of"
 EPOCHS = 10
 FORWARD = 32

@@ -196,7 +196,7 @@ class Server:
     def _coded(self, request: Any, content: bytes, tag: str, start: int, path: str) -> None:
         self._status(request, 200, Content_Encoding="gzip")
 
-    def _slow_head(self, request: Any, *_: Any) -> None:
+    def _slow_head(self, request: Any, *rest: Any) -> None:
         request.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
         for _ in range(50):
             request.wfile.write(b"x")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from fresh import drawn
 
-from mplug2 import hub
+from mplug2 import hub, recipes
 from mplug2.data.pixels import Preprocessing
 from mplug2.errors import CardError
 from mplug2.hub import publishing, weights
@@ -22,6 +22,7 @@ from mplug2.hub.card import Tokens, read_card
 from mplug2.modules import connector, decoder, heads, temporal, vision
 from mplug2.network import Network, flat
 from mplug2.recipe import Recipe
+from mplug2.tools.publish import data_sha256
 
 MODULES = {
     "vision": vision.tiny(),
@@ -69,6 +70,17 @@ def test_every_card_of_the_shelf_is_found_and_loads():
 
 def test_the_schema_is_no_card():
     assert not [name for name in hub.shelf() if "schema" in name]
+
+
+def test_every_card_of_the_shelf_states_the_data_that_it_learned_from():
+    said = {card.trained and card.trained.data_sha256 for card in map(hub.find, hub.shelf())}
+    assert len(said) == 1 and None not in said  # one recipe trained them all
+
+
+@pytest.mark.slow
+def test_the_data_that_the_shelf_learned_from_is_still_the_same():
+    trained = hub.find("vision-small").trained
+    assert trained and trained.data_sha256 == data_sha256(recipes.find(trained.recipe))
 
 
 def test_the_shelf_is_the_packages_own_wherever_one_stands(tmp_path):

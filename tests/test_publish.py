@@ -23,7 +23,15 @@ def card(tmp_path):
         "vision",
         config,
         drawn({"vision": config})["vision"],
-        trained=Trained(recipe="r.tiny", commit="abc", steps=7, seed=1, data="digits", machine="2 cores"),
+        trained=Trained(
+            recipe="r.tiny",
+            commit="abc",
+            steps=7,
+            seed=1,
+            data="digits",
+            machine="2 cores",
+            data_sha256="d" * 64,
+        ),
         scores={"image_caption": Score(metric="exact match", value=0.9, low=0.88, high=0.92, n=1000)},
         licence="MIT",
     )
@@ -33,6 +41,7 @@ def test_the_page_states_what_a_person_asks(card, tmp_path):
     said = readme.write(tmp_path, [card]).read_text()
     for fact in ("vision-a", "MIT", card.file.sha256, "r.tiny", "7 steps", "2 cores", "clips → vision"):
         assert fact in said
+    assert f"| data | digits, sha256 of a sample of the train split `{'d' * 64}` |" in said
     assert "| image_caption | exact match | 90.0% | 88.0% to 92.0% | 1000 |" in said
     assert "library_name: mplug2\nlicense: mit\n" in said and "└── decoder" in said
 

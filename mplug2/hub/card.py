@@ -58,8 +58,8 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """How the weights came about. `data` names the data set and its version, `data_sha256` is of its train
-    split (mplug2.data.digest), where it could be read; `machine`: what it ran on and how long."""
+    """How the weights came about. `data` names the data set and its version, `data_sha256` is of a sample of
+    its train split (mplug2.data.digest), where it could be read; `machine`: what it ran on and how long."""
 
     recipe: str
     commit: str

@@ -63,7 +63,8 @@ def section(card: Card) -> list[str]:
     }
     if (how := card.trained) is not None:
         rows["trained"] = f"recipe `{how.recipe}`, {how.steps} steps, seed {how.seed}, commit {how.commit}"
-        rows["data"] = how.data + (f", train split of sha256 `{how.data_sha256}`" if how.data_sha256 else "")
+        sample = f", sha256 of a sample of the train split `{how.data_sha256}`"
+        rows["data"] = how.data + (sample if how.data_sha256 else "")
         rows["machine"] = how.machine
     if (come := card.parents) is not None:
         rows["parents"] = _descent(come)

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -107,3 +108,17 @@ _config: pytest.Config | None = None
 def pytest_configure(config: pytest.Config) -> None:
     global _config
     _config = config
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Any:
+    """An empty cache of the test's own."""
+    from mplug2.hub.cache import Cache  # and with it JAX, which this file prepares
+
+    return Cache(tmp_path / "cache")
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the environment says: the test's server is on this machine."""
+    monkeypatch.delenv("MPLUG2_OFFLINE", raising=False)

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from mplug2.hub.cache import Cache
+from mplug2.hub.meter import Meter
 from mplug2.hub.remote import Patience
 
 TRICKS = (
@@ -214,6 +215,20 @@ class Wanted:
     path: str = "vision.safetensors"
     sha256: str = hashlib.sha256(CONTENT).hexdigest()
     bytes: int = len(CONTENT)
+
+
+class Heard(Meter):
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+        self.places: list[int] = []
+
+    def at(self, done: int) -> None:
+        self.places.append(done)
+
+    def say(self, sentence: str) -> None:
+        self.sentences.append(sentence)
 
 
 def right(cache: Cache) -> bool:

@@ -9,36 +9,16 @@ from collections import Counter
 from typing import ClassVar
 
 import pytest
-from misbehaving import CONTENT, QUICK, TRICKS, Server, Wanted, planned, right  # pyright: ignore[reportMissingImports]
+from misbehaving import CONTENT, QUICK, TRICKS, Heard, Server, Wanted, planned, right  # pyright: ignore[reportMissingImports]
 
 from mplug2.errors import DownloadError
 from mplug2.hub import remote
 from mplug2.hub.cache import Cache
 from mplug2.hub.download import fetch
-from mplug2.hub.meter import Bar, Meter
+from mplug2.hub.meter import Bar
 from mplug2.hub.remote import Patience
 
-
-class Heard(Meter):
-    def __init__(self) -> None:
-        self.sentences: list[str] = []
-        self.places: list[int] = []
-
-    def at(self, done: int) -> None:
-        self.places.append(done)
-
-    def say(self, sentence: str) -> None:
-        self.sentences.append(sentence)
-
-
-@pytest.fixture
-def cache(tmp_path) -> Cache:
-    return Cache(tmp_path / "cache")
-
-
-@pytest.fixture(autouse=True)
-def online(monkeypatch):
-    monkeypatch.delenv("MPLUG2_OFFLINE", raising=False)
+pytestmark = pytest.mark.usefixtures("online")
 
 
 def got(cache: Cache, *tricks: str, patience: Patience = QUICK) -> list[tuple[str, str, int]]:

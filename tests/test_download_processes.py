@@ -13,15 +13,7 @@ from misbehaving import CONTENT, QUICK, Server, Wanted, planned  # pyright: igno
 from mplug2.hub.cache import Cache
 from mplug2.hub.download import fetch
 
-
-@pytest.fixture
-def cache(tmp_path) -> Cache:
-    return Cache(tmp_path / "cache")
-
-
-@pytest.fixture(autouse=True)
-def online(monkeypatch):
-    monkeypatch.delenv("MPLUG2_OFFLINE", raising=False)
+pytestmark = pytest.mark.usefixtures("online")
 
 
 CHILD = """

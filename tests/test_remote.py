@@ -4,34 +4,12 @@ import fsspec
 import huggingface_hub
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from misbehaving import CONTENT, QUICK, Server, Wanted, planned  # pyright: ignore[reportMissingImports]
+from misbehaving import CONTENT, QUICK, Heard, Server, Wanted, planned  # pyright: ignore[reportMissingImports]
 
 from mplug2.errors import DownloadError
-from mplug2.hub.cache import Cache
 from mplug2.hub.download import fetch
-from mplug2.hub.meter import Meter
 
-
-class Heard(Meter):
-    def __init__(self) -> None:
-        self.sentences: list[str] = []
-        self.places: list[int] = []
-
-    def at(self, done: int) -> None:
-        self.places.append(done)
-
-    def say(self, sentence: str) -> None:
-        self.sentences.append(sentence)
-
-
-@pytest.fixture
-def cache(tmp_path) -> Cache:
-    return Cache(tmp_path / "cache")
-
-
-@pytest.fixture(autouse=True)
-def online(monkeypatch):
-    monkeypatch.delenv("MPLUG2_OFFLINE", raising=False)
+pytestmark = pytest.mark.usefixtures("online")
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,9 @@ import torch  # pyright: ignore[reportMissingImports]
 from torch_twin import Twin
 
 from mplug2 import AdamW, Execution, Objective, modules, tasks
-from mplug2.benchmark import step_flops, threads
+from mplug2.benchmark import threads
 from mplug2.data.pixels import Preprocessing
+from mplug2.flops import step_flops
 from mplug2.generate import Greedy, decode
 from mplug2.network import Network, Parameters
 from mplug2.roles import PAD, Array

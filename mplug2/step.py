@@ -80,8 +80,8 @@ def check_attention(recipe: Recipe, platform: str) -> None:
     execution = recipe.execution
     if execution.attention == "cudnn" and (platform in ("cpu", "tpu") or execution.dtype != "bfloat16"):
         raise RecipeError(
-            f"recipe {recipe.name}: execution.attention=cudnn needs GPUs and execution.dtype=bfloat16, here are"
-            f" {platform} and {execution.dtype}; written and xla run anywhere"
+            f"recipe {recipe.name}: execution.attention=cudnn needs GPUs and execution.dtype=bfloat16,"
+            f" here are {platform} and {execution.dtype}; written and xla run anywhere"
         )
 
 

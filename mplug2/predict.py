@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mplug2 import adapt, hub
-from mplug2.card_wording import opened
+from mplug2.card_wording import wording_of_cards
 from mplug2.data.clips import frame_count, read_video
 from mplug2.data.pixels import Preprocessing, read_image
 from mplug2.data.scenes import CORNERS
@@ -84,7 +84,7 @@ class Predictor:
             params,
             tokenizer_of(chosen.values()),
             preprocessing_of(chosen.values()),
-            wording=opened(chosen.values()),
+            wording=wording_of_cards(chosen.values()),
         )
         made.cards = chosen
         return made

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mplug2 import hub
-from mplug2.card_wording import stated, wording_of
+from mplug2.card_wording import questions_of, wording_of
 from mplug2.data.tokens import Tokenizer
 from mplug2.errors import CardError
 from mplug2.hub import archive, lock, publishing
@@ -63,7 +63,7 @@ def write(
                 trained=facts,
                 preprocessing=recipe.preprocessing if states else None,
                 tokenizer=locked.tokenizer if hasattr(config, "vocabulary") else None,
-                questions=stated(wording_of(recipe)) if module == "text" else None,
+                questions=questions_of(wording_of(recipe)) if module == "text" else None,
                 base=hub.base_sha256(recipe, module),
             )
         else:

@@ -10,9 +10,9 @@ from mplug2.hub.card import Card, Questions
 from mplug2.recipe import Recipe
 
 
-def wording_of(recipe: Recipe | None) -> Wording | None:
+def wording_of(recipe: Recipe) -> Wording | None:
     """How a recipe's data word questions; None: as they are asked."""
-    for objective in recipe.objectives.values() if recipe else ():
+    for objective in recipe.objectives.values():
         for data in objective.data.parts if isinstance(objective.data, Mixture) else (objective.data,):
             if (wording := getattr(data, "wording", None)) is not None:
                 return wording

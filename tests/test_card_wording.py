@@ -27,7 +27,7 @@ def test_what_cards_state_of_a_wording_words_questions_alike(wording):
 def test_recipes_say_how_their_data_word_questions():
     assert wording_of(recipes.find("msrvtt_qa")) == Plain()
     assert isinstance(wording_of(recipes.find("msrvtt_qa.large_official")), Official)
-    assert wording_of(recipes.find("image_qa")) is None is wording_of(None)
+    assert wording_of(recipes.find("image_qa")) is None
 
 
 def test_cards_that_word_differently_are_refused_with_both():

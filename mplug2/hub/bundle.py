@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mplug2 import hub
-from mplug2.card_wording import questions_of, wording_of
+from mplug2.card_wording import questions_of, wording_of, wording_of_cards
 from mplug2.data.tokens import Tokenizer
+from mplug2.data.wording import Wording
 from mplug2.errors import CardError
 from mplug2.hub import archive, lock, publishing
 from mplug2.hub.card import Card, Trained
@@ -28,12 +29,13 @@ from mplug2.recipe import Recipe
 
 @dataclass(frozen=True)
 class Bundle:
-    """What was opened."""
+    """What was opened. `wording` is what the cards state, so that it answers alike wherever it is opened."""
 
     lock: Lock
     network: Network
     params: Parameters
     tokenizer: Tokenizer
+    wording: Wording | None
 
 
 def write(
@@ -50,6 +52,7 @@ def write(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CardError(f"{folder} is there already: give another place for the bundle")
     parts: dict[str, Part] = {}
+    questions = questions_of(wording_of(recipe))
     for module, config in recipe.parts.items():
         if module in trained:
             name = f"{module}-{recipe.name.replace('.', '-').replace(' ', '-')}"
@@ -63,11 +66,14 @@ def write(
                 trained=facts,
                 preprocessing=recipe.preprocessing if states else None,
                 tokenizer=locked.tokenizer if hasattr(config, "vocabulary") else None,
-                questions=questions_of(wording_of(recipe)) if module == "text" else None,
+                questions=questions if module == "text" else None,
                 base=hub.base_sha256(recipe, module),
             )
         else:
-            card = _copied(hub.card_of(recipe, module), folder)
+            card = hub.card_of(recipe, module)
+            if module == "text":  # this network's questions are worded as its recipe words them
+                card = dataclasses.replace(card, questions=questions)
+            card = _copied(card, folder)
         parts[module] = Part(config=config, mode="full", source=card.name, card=card.name, file=card.file)
     carried(recipe.tokenizer, folder)
     dataclasses.replace(locked, modules=parts).write(folder / lock.FILE)
@@ -102,11 +108,25 @@ def load(path: Path) -> Bundle:
 def _load(folder: Path) -> Bundle:
     locked = lock.read(folder / lock.FILE)
     try:
+        cards = _inside(locked, folder)
         tokenizer = opened(locked.tokenizer, folder)
     except CardError as error:
         raise CardError(f"bundle {folder}: {error}") from None
     network, params = lock.compose(locked)
-    return Bundle(locked, network, params, tokenizer)
+    return Bundle(locked, network, params, tokenizer, wording_of_cards(cards.values()))
+
+
+def _inside(locked: Lock, folder: Path) -> dict[str, Card]:
+    """The cards of a bundle's modules. Raises CardError unless all are in its folder with their weights: it
+    comes from strangers, so nothing is read or fetched from elsewhere, and no array is made that no file of
+    theirs holds."""
+    for module, part in locked.modules.items():
+        if part.file is None:
+            raise CardError(f"module {module} has no file; a bundle holds the weights of every module")
+        for name in (f"{part.card}.json", part.file.path):
+            if not (folder / name).is_file():
+                raise CardError(f"module {module}: {name} is not in the bundle, which holds all its files")
+    return lock.check(locked)
 
 
 def check_recipe(bundle: Bundle, recipe: Recipe) -> None:

@@ -96,6 +96,14 @@ def test_a_changed_byte_of_a_bundle_is_refused(tar, tmp_path):
                 bundle.load(tmp_path / "bad.tar")
 
 
+def test_of_a_damaged_tar_nothing_is_left(tar, tmp_path, capsys):
+    (tmp_path / "bad.tar").write_bytes(tar.read_bytes()[:-20000])
+    before = sorted(tmp_path.iterdir())
+    assert main(["bundle", str(tmp_path / "bad.tar"), "--out", str(tmp_path / "into")]) == 2
+    assert "bytes, the tar has" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_folder_or_a_tar_that_is_there_is_not_written_over(made, tar, capsys):
     kept = tar.read_bytes()
     for what, there in (("image_caption.small", made[0]), ("image_caption.small", tar), (str(tar), made[0])):
@@ -130,6 +138,25 @@ def test_a_recipe_that_changed_since_it_was_bundled_is_refused(made):
     changed = overrides.apply(recipes.find("image_caption.tiny"), ["modules.universal.latents=3"])
     with pytest.raises(CardError, match="modules.universal.latents .card .*, recipe 3."):
         bundle.check_recipe(opened, changed)
+
+
+def test_cards_of_one_name_are_refused_before_anything_is_written(tmp_path):
+    recipe = recipes.find("image_caption.tiny")
+    params = drawn(recipe.modules)
+    for module, name in (("vision", "lock"), ("universal", "same"), ("decoder", "same")):
+        publishing.publish(tmp_path / module, name, module, recipe.modules[module], params[module])
+    for modules, said in (
+        (["vision"], "vision and the bundle would both write lock.json"),
+        (["universal", "decoder"], "universal and decoder would both write same.json"),
+    ):
+        changes = [f"modes.{module}=frozen" for module in modules]
+        # The file itself: a folder's lock.json is taken for no card.
+        changes += [f"cards.{m}={next((tmp_path / m).glob('*.json'))}" for m in modules]
+        changed = overrides.apply(recipe, changes)
+        trained = {name: tree for name, tree in params.items() if name not in modules}
+        with pytest.raises(CardError, match=said):
+            bundle.write(tmp_path / "b", lock.of(changed), changed, trained)
+    assert not (tmp_path / "b").exists()
 
 
 # --- bundles of strangers

@@ -8,7 +8,7 @@ modules are written as float32, which is what they were trained as; others are t
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,13 +53,15 @@ def write(
         raise CardError(f"{folder} is there already: give another place for the bundle")
     parts: dict[str, Part] = {}
     questions = questions_of(wording_of(recipe))
+    family = recipe.name.replace(".", "-").replace(" ", "-")
+    loaded = {module: hub.card_of(recipe, module) for module in recipe.parts if module not in trained}
+    _check_apart(locked, family, loaded, trained)
     for module, config in recipe.parts.items():
         if module in trained:
-            name = f"{module}-{recipe.name.replace('.', '-').replace(' ', '-')}"
             states = module in ("vision", "temporal")
             card = publishing.publish(
                 folder,
-                name,
+                f"{module}-{family}",
                 module,
                 config,
                 trained[module],
@@ -70,13 +72,23 @@ def write(
                 base=hub.base_sha256(recipe, module),
             )
         else:
-            card = hub.card_of(recipe, module)
+            card = loaded[module]
             if module == "text":  # this network's questions are worded as its recipe words them
                 card = dataclasses.replace(card, questions=questions)
             card = _copied(card, folder)
         parts[module] = Part(config=config, mode="full", source=card.name, card=card.name, file=card.file)
     carried(recipe.tokenizer, folder)
     dataclasses.replace(locked, modules=parts).write(folder / lock.FILE)
+
+
+def _check_apart(locked: Lock, family: str, loaded: Mapping[str, Card], trained: Iterable[str]) -> None:
+    """Raises CardError where two files of a bundle would have one name."""
+    written = {module: publishing.files_of(card) for module, card in loaded.items()}
+    for module in trained:
+        name = f"{module}-{family}"
+        written[module] = {f"{name}.json": "", f"{name}.safetensors": ""}
+    own = {lock.FILE: "", locked.tokenizer.file: locked.tokenizer.sha256}
+    publishing.check_apart([*written.items(), ("the bundle", own)])
 
 
 def _copied(card: Card, folder: Path) -> Card:

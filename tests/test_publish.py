@@ -12,6 +12,7 @@ from mplug2.errors import CardError, DownloadError
 from mplug2.hub import publishing, readme, upload
 from mplug2.hub.card import Score, Trained
 from mplug2.modules import vision
+from mplug2.tools.main import main
 
 
 @pytest.fixture
@@ -53,6 +54,18 @@ def test_a_stranger_cannot_break_out_of_the_table(card, tmp_path):
     source = "a | b\n# Not a heading"
     said = readme.text([dataclasses.replace(card, source=source)], "x")
     assert "a \\| b # Not a heading" in said
+
+
+def test_a_strangers_text_is_shown_and_never_obeyed_by_a_terminal(card, tmp_path, capsys):
+    hostile = "\x1b]0;owned\x07\x1b[2J\u202ereversed\x9b1m"
+    card = dataclasses.replace(card, source=hostile, paper=hostile, licence=hostile)
+    card.write()
+    for command in (["show", str(card.folder)], ["show", str(card.folder), hostile], ["lock", hostile]):
+        main(command)
+        said = "".join(capsys.readouterr())
+        assert "]0;owned" in said
+        assert all(letter.isprintable() or letter == "\n" for letter in said)
+    assert "\x1b" not in readme.text([card], "x")
 
 
 class Api:

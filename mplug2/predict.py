@@ -91,8 +91,14 @@ class Predictor:
 
     def adapted(self, *cards: Card | str | Path, deltas: adapt.Deltas = NONE) -> "Predictor":
         """This predictor with these deltas and no others, of cards or as they are: ask the one that a request
-        wants. They share what is compiled, and this one stays as it is. Raises CardError for the delta of
-        another base than the card that this predictor is of, RecipeError for one of another module."""
+        wants. They share what is compiled, unless either has a prompt, and this one stays as it is. Raises
+        CardError for the delta of another base than the card that this predictor is of, or where it is of a
+        run or a bundle, which has no cards to compare with; RecipeError for one of another module."""
+        if cards and not self.cards:
+            raise CardError(
+                "this predictor is not made of cards, so the base of a delta's card cannot be compared: "
+                "use Predictor.of, or give the deltas themselves, deltas={module: (config, params)}"
+            )
         loaded = hub.deltas(self.cards, *cards) if cards else {}
         other = copy.copy(self)
         other.network, other.params = adapt.beside(self.network, self.params, {**loaded, **deltas})

@@ -8,10 +8,13 @@ import huggingface_hub
 import pytest
 from fresh import drawn
 
+from mplug2 import hub
 from mplug2.errors import CardError, DownloadError
 from mplug2.hub import publishing, readme, upload
 from mplug2.hub.card import Score, Trained
 from mplug2.modules import vision
+from mplug2.modules.forms import BitFit
+from mplug2.predict import Predictor
 from mplug2.tools.main import main
 
 
@@ -48,6 +51,19 @@ def test_the_pages_five_lines_run(card, tmp_path, monkeypatch):
     assert scope["config"] == vision.tiny()
     with pytest.raises(CardError, match="vision-a has width 32"):
         exec(lines[3], scope)
+
+
+def test_the_page_of_a_delta_adapts_the_base_it_names(tmp_path, monkeypatch):
+    base = hub.find("vision-small")
+    config = BitFit().delta(base.config)
+    params = drawn({"vision_delta": config})["vision_delta"]
+    card = publishing.publish(tmp_path, "mine", "vision_delta", config, params, base=base.file.sha256)
+    (code,) = re.findall(r"```python\n(.*?)```", readme.text([card], str(tmp_path)), re.S)
+    two = Predictor.of("vision-small", "text-small")  # the whole family is eight modules to load
+    monkeypatch.setattr(Predictor, "of", {"small": two}.get)
+    scope: dict = {}
+    exec("\n".join(code.splitlines()[:4]), scope)  # the fifth captions a file of the user's
+    assert "vision_delta" in scope["mine"].network.configs and "vision_delta" not in scope["predictor"].params
 
 
 def test_a_stranger_cannot_break_out_of_the_table(card, tmp_path):

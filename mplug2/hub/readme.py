@@ -99,6 +99,14 @@ def _parent(one: Parent) -> str:
 
 def _use(cards: list[Card], where: str) -> list[str]:
     mine = [f'"{where}/{card.name}.json"' for card in cards]
+    if all(card.base for card in cards):
+        return [
+            "from mplug2.predict import Predictor",
+            f"cards = [{', '.join(mine)}]  # in a local copy of this folder",
+            'predictor = Predictor.of("small")  # or other cards: what the deltas were trained on',
+            "mine = predictor.adapted(*cards)  # verified by sha256; another base is refused",
+            "mine.caption(mine.image(FILE))  # the predictor itself stays as it was",
+        ]
     own = {card.module for card in cards}
     others = [f'"{module}-small"' for module in ("vision", "universal", "decoder") if module not in own]
     return [

@@ -45,7 +45,8 @@ def main(argv: list[str]) -> int:
     fresh = {"connector": between(by_module)} if fresh_connector else {}
     written = {card.module: publishing.files_of(card) for card in by_module.values()}
     written |= {
-        module: publishing.files_of(draft(f"{module}-new", module, config)) for module, config in fresh.items()
+        module: publishing.files_of(draft(f"{module}-new", module, config))
+        for module, config in fresh.items()
     }
     written |= {"the network": {"load_report.json": "account", "README.md": "page"}}
     publishing.check_apart(written.items())

@@ -101,8 +101,8 @@ def _of_bundle(
     name = named or opened.lock.recipe
     if named is None and ".py" in name:
         raise RecipeError(
-            f"the bundle was made of the recipe {name!r}, a file whose code would run: read it, then evaluate "
-            "with --recipe FILE.py:FUNCTION"
+            f"the bundle was made of the recipe {name!r}, a file whose code would run: read it, then "
+            "evaluate with --recipe FILE.py:FUNCTION"
         )
     recipe = overrides.apply(recipes.find(name), (*opened.lock.overrides, *changes))
     bundle.check_recipe(opened, recipe)

@@ -47,7 +47,9 @@ def read_json(path: Path, what: str) -> Any:
 def _check_depth(value: Any) -> None:
     level = [value]
     for _ in range(_DEEPEST):
-        inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        inner = (
+            one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)
+        )
         if not (level := [part for parts in inner for part in parts]):
             return
     raise ValueError(f"nested too deeply, more than {_DEEPEST} values within each other")

@@ -75,10 +75,12 @@ class Delta(nnx.Module):
         self.form, self.merges = config.form, config.form.merges
 
     def __call__(self, params: Mapping[str, Any], *, key: Array | None = None) -> dict[str, Any]:
-        """The base's parameters -> what it computes with; those that are not changed are the very same.
+        """Of a delta that merges: the base's parameters -> what it computes with; those that are not changed
+        are the very same.
         `key`: what is dropped out in a training step is drawn from it."""
         arrays = _flat(params)
-        return _nested(arrays | self.form.adapted(arrays, self._own(), key))
+        form: Any = self.form
+        return _nested(arrays | form.adapted(arrays, self._own(), key))
 
     def around(self, module: Any) -> Any:
         """The base as an object -> one that is called like it and is given what this delta adds."""

@@ -1,6 +1,5 @@
-"""Prompt: learned tokens that a module is given before its own (Lester et al., arXiv:2104.08691), a prefix of
-every attention that reads them (Li and Liang, arXiv:2101.00190). A form of delta, of modules that are given
-tokens:
+"""Prompt: learned tokens that a module is given before its own (Lester et al., arXiv:2104.08691): they
+enter once, with the module's input. A form of delta, of modules that are given tokens:
 
 - `universal`, `fusion`: text tokens and vision tokens with the prompt before them, which is taken off again
 - `decoder`: a memory with the prompt before it
@@ -45,9 +44,6 @@ class Prompt(Form):
     def begin(self, base: Mapping[Path, Leaf]) -> dict[Path, Leaf]:
         width = next(leaf.shape[leaf.axes.index("embed")] for leaf in base.values() if "embed" in leaf.axes)
         return {TOKENS: Leaf((self.length, width), (None, "embed"), normal())}
-
-    def adapted(self, params: Arrays, delta: Arrays, key: Array | None = None) -> dict[Path, Array]:
-        return {}
 
     def around(self, module: Any, delta: Arrays) -> Any:
         return _PROMPTED[type(module.config)](module, delta[TOKENS])

@@ -10,23 +10,23 @@ from mplug2.hub.card import Card, Questions
 from mplug2.recipe import Recipe
 
 
-def wording_of(recipe: Recipe | None) -> Wording | None:
+def wording_of(recipe: Recipe) -> Wording | None:
     """How a recipe's data word questions; None: as they are asked."""
-    for objective in recipe.objectives.values() if recipe else ():
+    for objective in recipe.objectives.values():
         for data in objective.data.parts if isinstance(objective.data, Mixture) else (objective.data,):
             if (wording := getattr(data, "wording", None)) is not None:
                 return wording
     return None
 
 
-def stated(wording: Wording | None) -> Questions | None:
+def questions_of(wording: Wording | None) -> Questions | None:
     """What cards say of a wording; None of one that they have no name for."""
     if isinstance(wording, Official):
         return Questions(kind="official", words=wording.asked_words)
     return Questions(kind="plain", words=wording.question_words) if isinstance(wording, Plain) else None
 
 
-def opened(cards: Iterable[Card]) -> Wording | None:
+def wording_of_cards(cards: Iterable[Card]) -> Wording | None:
     """The wording that cards state; None where none does. Raises CardError where two state different ones."""
     stating = [card for card in cards if card.questions is not None]
     for card in stating[1:]:

@@ -187,7 +187,8 @@ class Compiled:
 
     def on(self, network: Network, params: Parameters) -> "Compiled":
         """The same programs on parameters that are adapted otherwise: `params` of `network`, which has the
-        same modules and any deltas. Nothing is compiled again where the shapes are the same."""
+        same modules and any deltas. Nothing is compiled again where the shapes are the same, unless a
+        delta is not merged: a prompt makes a program of its own."""
         other = copy.copy(self)
         other._params = network.adapted(params)
         if any(map(base_of, {**self._params, **other._params})):  # other inputs are another program

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mplug2 import adapt, hub
-from mplug2.card_wording import opened
+from mplug2.card_wording import wording_of_cards
 from mplug2.data.clips import frame_count, read_video
 from mplug2.data.pixels import Preprocessing, read_image
 from mplug2.data.scenes import CORNERS
@@ -84,15 +84,21 @@ class Predictor:
             params,
             tokenizer_of(chosen.values()),
             preprocessing_of(chosen.values()),
-            wording=opened(chosen.values()),
+            wording=wording_of_cards(chosen.values()),
         )
         made.cards = chosen
         return made
 
     def adapted(self, *cards: Card | str | Path, deltas: adapt.Deltas = NONE) -> "Predictor":
         """This predictor with these deltas and no others, of cards or as they are: ask the one that a request
-        wants. They share what is compiled, and this one stays as it is. Raises CardError for the delta of
-        another base than the card that this predictor is of, RecipeError for one of another module."""
+        wants. They share what is compiled, unless either has a prompt, and this one stays as it is. Raises
+        CardError for the delta of another base than the card that this predictor is of, or where it is of a
+        run or a bundle, which has no cards to compare with; RecipeError for one of another module."""
+        if cards and not self.cards:
+            raise CardError(
+                "this predictor is not made of cards, so the base of a delta's card cannot be compared: "
+                "use Predictor.of, or give the deltas themselves, deltas={module: (config, params)}"
+            )
         loaded = hub.deltas(self.cards, *cards) if cards else {}
         other = copy.copy(self)
         other.network, other.params = adapt.beside(self.network, self.params, {**loaded, **deltas})

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import random
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -14,10 +15,14 @@ from fresh import drawn
 from PIL import Image
 
 from mplug2 import hub, overrides, recipes
+from mplug2.card_wording import wording_of
 from mplug2.data.handwriting import Handwriting
-from mplug2.errors import CardError
+from mplug2.data.wording import Plain
+from mplug2.errors import CardError, RecipeError
 from mplug2.hub import archive, bundle, lock, publishing
 from mplug2.network import flat
+from mplug2.tools import evaluate as evaluate_tool
+from mplug2.tools import predict as predict_tool
 from mplug2.tools.main import main
 
 
@@ -91,6 +96,14 @@ def test_a_changed_byte_of_a_bundle_is_refused(tar, tmp_path):
                 bundle.load(tmp_path / "bad.tar")
 
 
+def test_of_a_damaged_tar_nothing_is_left(tar, tmp_path, capsys):
+    (tmp_path / "bad.tar").write_bytes(tar.read_bytes()[:-20000])
+    before = sorted(tmp_path.iterdir())
+    assert main(["bundle", str(tmp_path / "bad.tar"), "--out", str(tmp_path / "into")]) == 2
+    assert "bytes, the tar has" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_folder_or_a_tar_that_is_there_is_not_written_over(made, tar, capsys):
     kept = tar.read_bytes()
     for what, there in (("image_caption.small", made[0]), ("image_caption.small", tar), (str(tar), made[0])):
@@ -125,6 +138,95 @@ def test_a_recipe_that_changed_since_it_was_bundled_is_refused(made):
     changed = overrides.apply(recipes.find("image_caption.tiny"), ["modules.universal.latents=3"])
     with pytest.raises(CardError, match="modules.universal.latents .card .*, recipe 3."):
         bundle.check_recipe(opened, changed)
+
+
+def test_cards_of_one_name_are_refused_before_anything_is_written(tmp_path):
+    recipe = recipes.find("image_caption.tiny")
+    params = drawn(recipe.modules)
+    for module, name in (("vision", "lock"), ("universal", "same"), ("decoder", "same")):
+        publishing.publish(tmp_path / module, name, module, recipe.modules[module], params[module])
+    for modules, said in (
+        (["vision"], "vision and the bundle would both write lock.json"),
+        (["universal", "decoder"], "universal and decoder would both write same.json"),
+    ):
+        changes = [f"modes.{module}=frozen" for module in modules]
+        # The file itself: a folder's lock.json is taken for no card.
+        changes += [f"cards.{m}={next((tmp_path / m).glob('*.json'))}" for m in modules]
+        changed = overrides.apply(recipe, changes)
+        trained = {name: tree for name, tree in params.items() if name not in modules}
+        with pytest.raises(CardError, match=said):
+            bundle.write(tmp_path / "b", lock.of(changed), changed, trained)
+    assert not (tmp_path / "b").exists()
+
+
+# --- bundles of strangers
+
+
+@pytest.fixture
+def edited(made, tmp_path):
+    """A copy of the bundle, and a function that changes its lock."""
+    folder = shutil.copytree(made[0], tmp_path / "edited")
+
+    def edit(change) -> Path:
+        value = json.loads((folder / "lock.json").read_text())
+        change(value)
+        (folder / "lock.json").write_text(json.dumps(value))
+        return folder
+
+    return edit
+
+
+def test_a_strangers_recipe_file_runs_only_where_the_user_names_it(edited, tmp_path, monkeypatch):
+    ran = tmp_path / "ran"
+    code = f"""
+import pathlib
+pathlib.Path({str(ran)!r}).touch()
+from mplug2 import recipes
+def mine(): return recipes.find("image_caption.tiny")
+"""
+    folder = edited(lambda lock: lock.update(recipe="evil.py:mine"))
+    (folder / "evil.py").write_text(code)
+    monkeypatch.chdir(folder)  # where the name in the lock would find it
+    with pytest.raises(RecipeError, match="'evil.py:mine', a file whose code would run.*--recipe"):
+        evaluate_tool.opened(str(folder), [])
+    predict_tool.open_predictor([str(folder)])
+    assert not ran.exists()
+    recipe, *_ = evaluate_tool.opened(str(folder), [], "evil.py:mine")
+    assert ran.exists() and recipe.name == recipes.find("image_caption.tiny").name
+    with pytest.raises(RecipeError, match="--recipe x is for a bundle, which small is not"):
+        evaluate_tool.opened("small", [], "x")
+
+
+def test_a_bundle_asks_as_its_recipe_does_where_that_is_not_there(tmp_path):
+    recipe = recipes.find("msrvtt_qa.tiny")
+    bundle.write(tmp_path / "b", lock.of(recipe, "of_another_machine"), recipe, drawn(recipe.modules))
+    assert predict_tool.open_predictor([str(tmp_path / "b")]).wording == wording_of(recipe) == Plain()
+
+
+def test_a_module_without_a_file_takes_no_memory(edited):
+    def grow(lock) -> None:
+        part = lock["modules"]["vision"]
+        for name in ("file", "card", "source"):
+            del part[name]
+        part["mode"] = "init"
+        part["config"]["width"] = 1 << 20
+
+    with pytest.raises(CardError, match="module vision has no file; a bundle holds the weights of every"):
+        bundle.load(edited(grow))
+
+
+@pytest.mark.parametrize("name", ["vision-a.json", "vision-a.safetensors"])
+def test_what_lies_outside_of_a_bundle_is_not_read(name, made, edited):
+    folder = edited(lambda lock: lock["modules"]["vision"].update(source=str(made[0] / "vision-a.json")))
+    (folder / name).unlink()
+    with pytest.raises(CardError, match=f"module vision: {name} is not in the bundle"):
+        bundle.load(folder)
+
+
+@pytest.mark.parametrize("name", ["../made/vision-a", "/tmp/x", "a\x00b", ""])
+def test_a_locks_card_is_a_plain_name(name, edited):
+    with pytest.raises(CardError, match="modules.vision.card: is .*, expected a plain file name"):
+        bundle.load(edited(lambda lock: lock["modules"]["vision"].update(card=name)))
 
 
 # --- tars of strangers

@@ -171,3 +171,15 @@ def test_the_shelf_reaches_what_the_readme_says(tmp_path):
     assert {name: tasks[name]["value"] for name in least if tasks[name]["value"] < least[name]} == {}
     for name in ("motion", "order", "event"):  # near chance without the order of frames
         assert abs(tasks[f"video_answer_shuffled/{name}"]["value"] - 0.5) < 0.15
+
+
+def test_show_asks_recipes_before_folders_and_changes_no_cards(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "image_caption").mkdir()
+    shown: list[str] = []
+    monkeypatch.setattr("mplug2.tools.show.show_recipe", lambda recipe, screen: shown.append(recipe.name))
+    assert main(["show", "image_caption"]) == 0 and len(shown) == 1
+    assert main(["show", "small"]) == 0
+    assert "## vision-small" in capsys.readouterr().out
+    assert main(["show", "vision-small", "steps=3"]) == 2
+    assert "vision-small is no recipe but cards" in capsys.readouterr().err

@@ -56,6 +56,21 @@ def test_joined_modules_are_a_directory_of_cards_with_an_account(published, tmp_
     assert main(command(published, out)) == 2
 
 
+def test_cards_that_would_write_over_each_other_are_refused_before_anything_is_written(
+    published, tmp_path, capsys
+):
+    mine, other, out = tmp_path / "mine", tmp_path / "other", tmp_path / "joined"
+    params = fresh(MODULES)
+    publishing.publish(mine, "Mine", "universal", MODULES["universal"], params["universal"])
+    publishing.publish(other, "mine", "decoder", MODULES["decoder"], params["decoder"])
+    assert main(command(published, out, universal=str(mine), decoder=str(other))) == 2
+    assert "universal and decoder would both write mine.json" in capsys.readouterr().err
+    publishing.publish(tmp_path / "report", "load_report", "decoder", MODULES["decoder"], params["decoder"])
+    assert main(command(published, out, decoder=str(tmp_path / "report" / "load_report.json"))) == 2
+    assert "decoder and the network would both write load_report.json" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_unequal_widths_are_refused_with_the_route_until_a_connector_is_asked_for(
     published, tmp_path, capsys
 ):

@@ -149,6 +149,13 @@ def test_requests_choose_their_delta_and_nothing_is_compiled_again(published):
         bare.adapted(dataclasses.replace(delta, base="0" * 64))
 
 
+def test_the_base_of_a_deltas_card_cannot_be_compared_where_there_are_no_cards(published):
+    network, params = hub.compose(published / "base")
+    bare = Predictor(network, params, SentencePiece(), Preprocessing())
+    with pytest.raises(CardError, match="this predictor is not made of cards, .*deltas="):
+        bare.adapted(published / "delta")
+
+
 def test_what_a_run_learned_is_published_as_a_delta_or_merged(published, tmp_path, monkeypatch):
     recipe = lora_recipe(published)
     monkeypatch.setattr(recipes, "find", lambda name: recipe)

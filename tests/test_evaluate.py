@@ -363,7 +363,7 @@ def test_the_command_writes_results_and_predictions(tmp_path, monkeypatch, capsy
     one = recipe(digit=Classification(data=SEVEN))
     network = Network(one.modules)
     found = (one, network, network.init(0), SentencePiece())
-    monkeypatch.setattr(tool, "opened", lambda source, changes: found)
+    monkeypatch.setattr(tool, "opened", lambda source, changes, named: found)
     out = tmp_path / "results.json"
     assert tool.main(["--out", str(out), "--predictions", str(tmp_path), "--limit", "5"]) == 0
     assert json.loads(out.read_text())["tasks"]["digit"]["n"] == 5

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from mplug2 import hub, recipes
 from mplug2.errors import CardError, Mplug2Error
-from mplug2.hub import archive, bundle, lock, weights
+from mplug2.hub import archive, bundle, lock, release, weights
 from mplug2.hub.card import read_card
+from mplug2.hub.fit import check_routes
 
 CONSTANT = 1 << 20
 """Bytes that reading may take beyond the file's own size."""
@@ -28,6 +29,9 @@ WORDS = (
     *('""', "null", "true", "[]", "{}", "[[[[[[]]]]]]"),
     *('"\\u0000"', '"../../x"', '"os:system"', '"\\ud800"'),
 )
+
+
+SIZES = (0, -1, 3, 7, 2**31 - 1, 0.5)
 
 
 def mutated(content: bytes, draw: random.Random, upto: int | None = None) -> bytes:
@@ -128,6 +132,22 @@ def test_mutated_cards(share, good, tmp_path):
     many(content, int(3000 * share), tmp_path / "card.json", read_card, seed=2)
 
 
+def traced(path: Path) -> None:
+    """Whether a card's module fits into a network, as `mplug2 compose` sees it."""
+    card = read_card(path)
+    check_routes({card.module: card.config}, card.preprocessing)
+
+
+@share
+def test_mutated_cards_are_traced_or_refused(share, good, tmp_path):
+    content, draw = json.loads(next(good.glob("universal-*.json")).read_text()), random.Random(6)
+    fields = sorted(name for name, value in content["config"].items() if name != "type")
+    for _ in range(int(250 * share)):
+        config = {draw.choice(fields): draw.choice(SIZES)}
+        hostile = json.dumps(content | {"config": content["config"] | config})
+        tried(hostile.encode(), tmp_path / "card.json", traced)
+
+
 @share
 def test_mutated_locks(share, good, tmp_path):
     many((good / "lock.json").read_bytes(), int(1000 * share), tmp_path / "a.lock.json", lock.read, seed=3)
@@ -163,6 +183,27 @@ def test_mutated_bundles(share, good, tmp_path):
         "b.tar",
         "into",
     }
+
+
+@pytest.mark.parametrize("read", [read_card, lock.read, release.read], ids=["card", "lock", "release"])
+@pytest.mark.parametrize("depth", [25, 320, 900, 100_000])
+def test_what_is_nested_too_deeply_is_refused(read, depth, good, tmp_path):
+    delta = '{"type": "mplug2.modules.delta:Config", "form": {"type": "mplug2.modules.prompt:Prompt"}, "of": '
+    for value in ("[" * depth + "]" * depth, delta * depth + "{}" + "}" * depth):
+        for path, fields in ((next(good.glob("vision-*.json")), "config"), (good / lock.FILE, "modules")):
+            content = json.loads(path.read_text()) | {fields: {"x": "HERE"}}
+            (tmp_path / "deep.json").write_text(json.dumps(content).replace('"HERE"', value))
+            with pytest.raises(CardError, match="deep.json: (not JSON|longer than)"):
+                read(tmp_path / "deep.json")
+
+
+@pytest.mark.parametrize("read", [read_card, lock.read, release.read], ids=["card", "lock", "release"])
+def test_half_a_character_is_refused(read, good, tmp_path):
+    for path, field in ((next(good.glob("vision-*.json")), "source"), (good / lock.FILE, "recipe")):
+        content = json.loads(path.read_text()) | {field: "\ud800"}
+        (tmp_path / "half.json").write_text(json.dumps(content))
+        with pytest.raises(CardError, match="half.json: not JSON .*surrogates not allowed"):
+            read(tmp_path / "half.json")
 
 
 def test_a_file_larger_than_two_gigabytes_has_a_card(good, tmp_path):

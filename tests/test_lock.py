@@ -64,6 +64,20 @@ def test_a_lock_comes_back_from_its_file(locked, changes):
     assert part.file is not None and len(part.file.sha256) == 64 and part.card == "vision-a"
 
 
+def test_a_flipped_byte_of_a_file_is_no_longer_what_was_locked(published, locked, tmp_path, capsys):
+    path = published / "vision-a.safetensors"
+    content = bytearray(path.read_bytes())
+    assert main(["lock", str(locked)]) == 0
+    try:
+        content[-1] ^= 1
+        path.write_bytes(content)
+        assert main(["lock", str(locked)]) == 2
+    finally:
+        content[-1] ^= 1
+        path.write_bytes(content)
+    assert "vision-a.safetensors: sha256 is" in capsys.readouterr().err
+
+
 def test_locks_follow_the_schema(locked):
     schemas = {
         name: json.loads((SHELF / name).read_text()) for name in ("lock.schema.json", "card.schema.json")

@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cards_to_merge import MODULES, change, copy, parents, publish, read  # pyright: ignore[reportMissingImports]
+from fresh import drawn
 
 from mplug2 import hub
 from mplug2.data.pixels import Preprocessing
 from mplug2.errors import CardError
-from mplug2.hub import merge, weights
+from mplug2.hub import merge, publishing, weights
 from mplug2.hub.card import Parent, Parents, Tokens
 from mplug2.hub.merge_methods import Graft, Slerp, Soup, TaskArithmetic, Ties
 from mplug2.modules import vision
+from mplug2.modules.forms import Lora
 from mplug2.tools.main import main
 
 
@@ -29,6 +31,15 @@ def refused(said: str, out: Path, *arguments, **options) -> None:
     with pytest.raises(CardError, match=said):
         merge.merge(out, *arguments, **options)
     assert not out.exists() or not list(out.iterdir())
+
+
+def test_deltas_are_sent_to_what_merges_them(tmp_path):
+    config = Lora().delta(vision.tiny())
+    params = drawn({"": config})[""]
+    for name in ("a", "b"):
+        publishing.publish(tmp_path / name, f"d-{name}", "vision_delta", config, params, base="0" * 64)
+    said = "d-a is a delta: mplug2.adapt's add and average merge deltas"
+    refused(said, tmp_path / "out", Soup(), [tmp_path / "a", tmp_path / "b"])
 
 
 def test_parents_of_another_config_are_refused_with_the_fields_that_differ(places, tmp_path):

@@ -8,10 +8,14 @@ import huggingface_hub
 import pytest
 from fresh import drawn
 
+from mplug2 import hub
 from mplug2.errors import CardError, DownloadError
 from mplug2.hub import publishing, readme, upload
 from mplug2.hub.card import Score, Trained
 from mplug2.modules import vision
+from mplug2.modules.forms import BitFit
+from mplug2.predict import Predictor
+from mplug2.tools.main import main
 
 
 @pytest.fixture
@@ -58,10 +62,35 @@ def test_the_pages_five_lines_run(card, tmp_path, monkeypatch):
         exec(lines[3], scope)
 
 
+def test_the_page_of_a_delta_adapts_the_base_it_names(tmp_path, monkeypatch):
+    base = hub.find("vision-small")
+    config = BitFit().delta(base.config)
+    params = drawn({"vision_delta": config})["vision_delta"]
+    card = publishing.publish(tmp_path, "mine", "vision_delta", config, params, base=base.file.sha256)
+    (code,) = re.findall(r"```python\n(.*?)```", readme.text([card], str(tmp_path)), re.S)
+    two = Predictor.of("vision-small", "text-small")  # the whole family is eight modules to load
+    monkeypatch.setattr(Predictor, "of", {"small": two}.get)
+    scope: dict = {}
+    exec("\n".join(code.splitlines()[:4]), scope)  # the fifth captions a file of the user's
+    assert "vision_delta" in scope["mine"].network.configs and "vision_delta" not in scope["predictor"].params
+
+
 def test_a_stranger_cannot_break_out_of_the_table(card, tmp_path):
     source = "a | b\n# Not a heading"
     said = readme.text([dataclasses.replace(card, source=source)], "x")
     assert "a \\| b # Not a heading" in said
+
+
+def test_a_strangers_text_is_shown_and_never_obeyed_by_a_terminal(card, tmp_path, capsys):
+    hostile = "\x1b]0;owned\x07\x1b[2J\u202ereversed\x9b1m"
+    card = dataclasses.replace(card, source=hostile, paper=hostile, licence=hostile)
+    card.write()
+    for command in (["show", str(card.folder)], ["show", str(card.folder), hostile], ["lock", hostile]):
+        main(command)
+        said = "".join(capsys.readouterr())
+        assert "]0;owned" in said
+        assert all(letter.isprintable() or letter == "\n" for letter in said)
+    assert "\x1b" not in readme.text([card], "x")
 
 
 class Api:

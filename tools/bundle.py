@@ -2,6 +2,8 @@
 which `mplug2 predict` and `mplug2 eval` use on a machine without a network."""
 
 import argparse
+import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -29,7 +31,7 @@ def main(argv: list[str]) -> int:
     if asked.out.exists() and (asked.out.is_file() or any(asked.out.iterdir())):
         raise CardError(f"{asked.out} is there already: give another place for the bundle")
     if Path(asked.what).suffix == ".tar":
-        print(f"{asked.out}: {len(archive.unpack(Path(asked.what), asked.out))} files")
+        print(f"{asked.out}: {unpack(Path(asked.what), asked.out)} files")
         return 0
     if asked.out.suffix == ".tar":
         with tempfile.TemporaryDirectory(prefix="mplug2-") as folder:
@@ -41,6 +43,17 @@ def main(argv: list[str]) -> int:
         size = sum(path.stat().st_size for path in asked.out.iterdir())
         print(f"{asked.out}: {size / 1e6:.2f} MB in {len(list(asked.out.iterdir()))} files")
     return 0
+
+
+def unpack(tar: Path, folder: Path) -> int:
+    """All files of a tar into `folder`, or none; how many. Raises CardError."""
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        names = archive.unpack(tar, beside)
+        beside.replace(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return len(names)
 
 
 def write(what: str, changes: list[str], folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from mplug2 import hub
 from mplug2.errors import CardError
 from mplug2.hub import publishing, readme
-from mplug2.hub.card import STREAMS, Card
+from mplug2.hub.card import STREAMS, Card, draft
 from mplug2.modules import connector
 from mplug2.run import write_json
 
@@ -43,6 +43,13 @@ def main(argv: list[str]) -> int:
     if asked.out.exists() and any(asked.out.iterdir()):
         raise CardError(f"{asked.out} is there already: give another place for the network")
     fresh = {"connector": between(by_module)} if fresh_connector else {}
+    written = {card.module: publishing.files_of(card) for card in by_module.values()}
+    written |= {
+        module: publishing.files_of(draft(f"{module}-new", module, config))
+        for module, config in fresh.items()
+    }
+    written |= {"the network": {"load_report.json": "account", "README.md": "page"}}
+    publishing.check_apart(written.items())
     _, params, report = hub.join(by_module, fresh, seed=asked.seed)
     for card in by_module.values():
         copy(card, asked.out)

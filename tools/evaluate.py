@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate(asked: argparse.Namespace, source: str, changes: list[str]) -> None:
-    recipe, network, params, tokenizer = opened(source, changes)
+    recipe, network, params, tokenizer = opened(source, changes, asked.recipe)
 
     from mplug2.evaluate import evaluate  # after the arguments are known to be right
 
@@ -61,21 +61,25 @@ def _evaluate(asked: argparse.Namespace, source: str, changes: list[str]) -> Non
         screen.print(f"predictions: {asked.predictions}")
 
 
-def opened(source: str, changes: list[str]) -> tuple[Recipe, Network, Parameters, Tokenizer]:
-    """What is evaluated: a run directory's newest weights, a bundle by its own recipe, a recipe with the
-    cards it names and the shelf's, or one card (a directory of cards, a family of the shelf) measured by the
-    pretrain recipe, as far as its modules go.
+def opened(
+    source: str, changes: list[str], named: str | None = None
+) -> tuple[Recipe, Network, Parameters, Tokenizer]:
+    """What is evaluated: a run directory's newest weights, a bundle by its own recipe (or the one `named`), a
+    recipe with the cards it names and the shelf's, or one card (a directory of cards, a family of the shelf)
+    measured by the pretrain recipe, as far as its modules go.
 
     Raises Mplug2Error that names the nearest recipe or card.
     """
     path = Path(source)
+    if bundle.is_bundle(path):
+        return _of_bundle(bundle.load(path), changes, named)
+    if named is not None:
+        raise RecipeError(f"--recipe {named} is for a bundle, which {source} is not")
     if (path / "run.json").is_file():
         run = read_run(path)
         recipe = overrides.apply(recipes.find(run.recipe), (*run.overrides, *changes))
         _, network, params = restore(run, recipe)
         return recipe, network, params, recipe.tokenizer
-    if bundle.is_bundle(path):
-        return _of_bundle(bundle.load(path), changes)
     families = {name.rpartition("-")[2] for name in hub.shelf()}
     if source in {*hub.shelf(), *families} or path.suffix == ".json" or path.is_dir():
         return _of_cards(source, changes)
@@ -89,8 +93,18 @@ def opened(source: str, changes: list[str]) -> tuple[Recipe, Network, Parameters
     return _of_shelf(recipe)
 
 
-def _of_bundle(opened: bundle.Bundle, changes: list[str]) -> tuple[Recipe, Network, Parameters, Tokenizer]:
-    recipe = overrides.apply(recipes.find(opened.lock.recipe), (*opened.lock.overrides, *changes))
+def _of_bundle(
+    opened: bundle.Bundle, changes: list[str], named: str | None
+) -> tuple[Recipe, Network, Parameters, Tokenizer]:
+    """Raises RecipeError where a bundle names a recipe that is a file: reading it would run its author's
+    code, which only the user may ask for."""
+    name = named or opened.lock.recipe
+    if named is None and ".py" in name:
+        raise RecipeError(
+            f"the bundle was made of the recipe {name!r}, a file whose code would run: read it, then "
+            "evaluate with --recipe FILE.py:FUNCTION"
+        )
+    recipe = overrides.apply(recipes.find(name), (*opened.lock.overrides, *changes))
     bundle.check_recipe(opened, recipe)
     return recipe, opened.network, opened.params, opened.tokenizer
 
@@ -165,6 +179,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RUN_OR_RECIPE_OR_CARD field=value",
         help="what to score, then fields of its recipe by dotted path; a recipe takes its modules from the "
         f"shelf (default: {DEFAULT})",
+    )
+    parser.add_argument(
+        "--recipe", metavar="RECIPE", help="of a bundle: measure by this recipe instead of the one it names"
     )
     parser.add_argument(
         "--only", action="append", default=[], metavar="NAME", help="this evaluation; may be repeated"

@@ -5,7 +5,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mplug2 import overrides, recipes
+from mplug2 import hub, overrides, recipes
 from mplug2.hub import lock
 
 
@@ -14,7 +14,7 @@ def main(argv: list[str]) -> int:
         prog="mplug2 lock",
         description="Write every module's source, config and sha256, the tokenizer and the preprocessing of "
         "a recipe; the same lock composes the same network, bit for bit. Of a lock file: check that all it "
-        "names is still what was locked.",
+        "names is still what was locked, every file read by its sha256 (and fetched, where it is not here).",
         epilog="example: mplug2 lock video_qa modes.vision=frozen cards.vision=vision-small --out my.json",
     )
     parser.add_argument("what", metavar="RECIPE|LOCK", help="a recipe, or a lock file (.json)")
@@ -26,6 +26,8 @@ def main(argv: list[str]) -> int:
     if asked.what.endswith(".json"):
         locked = lock.read(asked.what)
         cards = lock.check(locked)
+        for card in cards.values():
+            hub.stored(card)  # refuses a file that is no longer what its card says
         begun = len(locked.modules) - len(cards)
         said = f"{len(cards)} modules are what was locked, {begun} begin by seed {locked.seed}"
         print(f"{asked.what}: holds: {said}")

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import mplug2
-from mplug2.errors import Mplug2Error, nearest
+from mplug2.errors import Mplug2Error, nearest, printable
 from mplug2.files import cache_folder
 
 # command -> (file in tools/, what it does)
@@ -109,7 +109,7 @@ def processor() -> str:
 
 
 def _refuse(reason: str) -> int:
-    print(f"mplug2: error: {' '.join(reason.split())}", file=sys.stderr)
+    print(f"mplug2: error: {printable(reason)}", file=sys.stderr)
     return 2
 
 

@@ -8,11 +8,9 @@ from pathlib import Path
 
 from mplug2 import overrides, recipes
 from mplug2.card_wording import wording_of
-from mplug2.errors import DataError, RecipeError
+from mplug2.errors import DataError
 from mplug2.hub import bundle
-from mplug2.hub.lock import Lock
 from mplug2.predict import Predictor
-from mplug2.recipe import Recipe
 from mplug2.run import read_run
 from mplug2.trained import restore
 
@@ -56,17 +54,9 @@ def open_predictor(source: list[str]) -> Predictor:
             opened.params,
             opened.tokenizer,
             opened.lock.preprocessing,
-            wording=wording_of(find(opened.lock)),
+            wording=opened.wording,
         )
     return Predictor.of(*source)
-
-
-def find(locked: Lock) -> Recipe | None:
-    """The recipe that was bundled; None where only its author has it."""
-    try:
-        return overrides.apply(recipes.find(locked.recipe), locked.overrides)
-    except RecipeError:
-        return None
 
 
 def _readable(found: dict) -> str:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mplug2 import adapt, hub, overrides, recipes
-from mplug2.card_wording import stated as stated_wording
-from mplug2.card_wording import wording_of
+from mplug2.card_wording import questions_of, wording_of
 from mplug2.data.digest import digest
 from mplug2.errors import CardError, DataError, nearest
 from mplug2.hub import lock, publishing, readme
@@ -66,7 +65,7 @@ def publish(
     """Writes the chosen modules; `address` is where the folder will be found, if it is elsewhere."""
     tokens = stated(recipe.tokenizer, folder)
     scores = read_scores(arguments.scores) if arguments.scores else {}
-    how, questions = trained(run, recipe, step), stated_wording(wording_of(recipe))
+    how, questions = trained(run, recipe, step), questions_of(wording_of(recipe))
     cards = []
     for module in chosen:
         config = network.configs[module]

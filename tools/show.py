@@ -51,12 +51,16 @@ def main(argv: list[str]) -> int:
             raise RecipeError(f"{given.name} is a module; field=value changes recipes")
         show_module(given.name, console())
         return 0
-    if given.name in hub.shelf() or Path(given.name).exists() and ".py" not in given.name:
+    of_recipe = given.name.partition(".")[0] in recipes.RECIPES or ".py" in given.name
+    families = {name.rpartition("-")[2] for name in hub.shelf()}
+    if not of_recipe and (given.name in {*hub.shelf(), *families} or Path(given.name).exists()):
+        if given.overrides:
+            raise RecipeError(f"{given.name} is no recipe but cards; field=value changes recipes")
         for card in hub.cards(given.name).values():
             show_card(card)
         return 0
-    known = {*recipes.RECIPES, *modules.MODULES, *hub.shelf()}
-    if given.name.partition(".")[0] not in known and ".py" not in given.name:
+    if not of_recipe:
+        known = {*recipes.RECIPES, *modules.MODULES, *hub.shelf(), *families}
         raise RecipeError(
             f'there is no recipe, module or card "{given.name}"{nearest(given.name, known)}'
             f'{release.hint(given.name)}; "mplug2 recipes" and "mplug2 modules" list the first two'

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from mplug2.card_wording import stated as stated_wording
+from mplug2.card_wording import questions_of
 from mplug2.convert import writing
 from mplug2.convert.families import FAMILIES, Model, canonical, likely
 from mplug2.convert.shapes import Settings
@@ -262,7 +262,7 @@ def _write_module(
         paper=paper,
         preprocessing=_preprocessing(module, config, family, options.settings),
         tokenizer=_tokens(family, folder, options, config) if module in ("text", "decoder") else None,
-        questions=stated_wording(Official()) if module == "text" and family == "mplug2" else None,
+        questions=questions_of(Official()) if module == "text" and family == "mplug2" else None,
         folder=folder,
     )
     card.write()

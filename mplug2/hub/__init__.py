@@ -114,8 +114,9 @@ def stored(card: Card) -> dict[str, np.ndarray]:
 
 def load_onto(card: Card, mesh: jax.sharding.Mesh, *, verify: bool = True) -> Parameters:
     """A module's parameters on the devices of a mesh, by the table in mplug2.sharding, without a copy on the
-    host. `verify=False` trusts that the file was verified when it was downloaded, so that each process of
-    many reads its own slices only. Raises CardError, DownloadError."""
+    host: for programs that place a module themselves; training, prediction and evaluation take the host's
+    copies of `load`. `verify=False` trusts that the file was verified when it was downloaded, so that each
+    process of many reads its own slices only. Raises CardError, DownloadError."""
     arrays, expected = _checked(card, verify)
     axes = flat(Network({card.module: card.config}).axes[card.module])
     return _nested(placing.place(arrays, placing.on_mesh(mesh, axes, expected)))

@@ -8,13 +8,14 @@ modules are written as float32, which is what they were trained as; others are t
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from mplug2 import hub
-from mplug2.card_wording import stated, wording_of
+from mplug2.card_wording import questions_of, wording_of, wording_of_cards
 from mplug2.data.tokens import Tokenizer
+from mplug2.data.wording import Wording
 from mplug2.errors import CardError
 from mplug2.hub import archive, lock, publishing
 from mplug2.hub.card import Card, Trained
@@ -28,12 +29,13 @@ from mplug2.recipe import Recipe
 
 @dataclass(frozen=True)
 class Bundle:
-    """What was opened."""
+    """What was opened. `wording` is what the cards state, so that it answers alike wherever it is opened."""
 
     lock: Lock
     network: Network
     params: Parameters
     tokenizer: Tokenizer
+    wording: Wording | None
 
 
 def write(
@@ -50,27 +52,43 @@ def write(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CardError(f"{folder} is there already: give another place for the bundle")
     parts: dict[str, Part] = {}
+    questions = questions_of(wording_of(recipe))
+    family = recipe.name.replace(".", "-").replace(" ", "-")
+    loaded = {module: hub.card_of(recipe, module) for module in recipe.parts if module not in trained}
+    _check_apart(locked, family, loaded, trained)
     for module, config in recipe.parts.items():
         if module in trained:
-            name = f"{module}-{recipe.name.replace('.', '-').replace(' ', '-')}"
             states = module in ("vision", "temporal")
             card = publishing.publish(
                 folder,
-                name,
+                f"{module}-{family}",
                 module,
                 config,
                 trained[module],
                 trained=facts,
                 preprocessing=recipe.preprocessing if states else None,
                 tokenizer=locked.tokenizer if hasattr(config, "vocabulary") else None,
-                questions=stated(wording_of(recipe)) if module == "text" else None,
+                questions=questions if module == "text" else None,
                 base=hub.base_sha256(recipe, module),
             )
         else:
-            card = _copied(hub.card_of(recipe, module), folder)
+            card = loaded[module]
+            if module == "text":  # this network's questions are worded as its recipe words them
+                card = dataclasses.replace(card, questions=questions)
+            card = _copied(card, folder)
         parts[module] = Part(config=config, mode="full", source=card.name, card=card.name, file=card.file)
     carried(recipe.tokenizer, folder)
     dataclasses.replace(locked, modules=parts).write(folder / lock.FILE)
+
+
+def _check_apart(locked: Lock, family: str, loaded: Mapping[str, Card], trained: Iterable[str]) -> None:
+    """Raises CardError where two files of a bundle would have one name."""
+    written = {module: publishing.files_of(card) for module, card in loaded.items()}
+    for module in trained:
+        name = f"{module}-{family}"
+        written[module] = {f"{name}.json": "", f"{name}.safetensors": ""}
+    own = {lock.FILE: "", locked.tokenizer.file: locked.tokenizer.sha256}
+    publishing.check_apart([*written.items(), ("the bundle", own)])
 
 
 def _copied(card: Card, folder: Path) -> Card:
@@ -102,11 +120,25 @@ def load(path: Path) -> Bundle:
 def _load(folder: Path) -> Bundle:
     locked = lock.read(folder / lock.FILE)
     try:
+        cards = _inside(locked, folder)
         tokenizer = opened(locked.tokenizer, folder)
     except CardError as error:
         raise CardError(f"bundle {folder}: {error}") from None
     network, params = lock.compose(locked)
-    return Bundle(locked, network, params, tokenizer)
+    return Bundle(locked, network, params, tokenizer, wording_of_cards(cards.values()))
+
+
+def _inside(locked: Lock, folder: Path) -> dict[str, Card]:
+    """The cards of a bundle's modules. Raises CardError unless all are in its folder with their weights: it
+    comes from strangers, so nothing is read or fetched from elsewhere, and no array is made that no file of
+    theirs holds."""
+    for module, part in locked.modules.items():
+        if part.file is None:
+            raise CardError(f"module {module} has no file; a bundle holds the weights of every module")
+        for name in (f"{part.card}.json", part.file.path):
+            if not (folder / name).is_file():
+                raise CardError(f"module {module}: {name} is not in the bundle, which holds all its files")
+    return lock.check(locked)
 
 
 def check_recipe(bundle: Bundle, recipe: Recipe) -> None:

@@ -16,6 +16,7 @@ from mplug2 import tasks
 from mplug2.composition import misfit, watched
 from mplug2.data.pixels import Preprocessing
 from mplug2.errors import CardError, Mplug2Error
+from mplug2.hub import gate
 from mplug2.hub.card import Card
 from mplug2.network import Network, parts_of
 from mplug2.recipe import Objective
@@ -109,6 +110,8 @@ def _drawn(by_module: Mapping[str, Card]) -> str:
 def check_routes(configs: Mapping[str, Config], preprocessing: Preprocessing | None = None) -> list[str]:
     """Traces tasks until every module that any task can play has been called; the names of those traced.
     Raises CardError that names who gave what to whom."""
+    for module, config in configs.items():
+        gate.shapes(config, f"module {module}")
     network = Network(configs, Execution(scan=True))  # a scan refuses stacks of unequal depth
     batch = _batch(configs, preprocessing)
     seen: set[str] = set()
@@ -123,7 +126,7 @@ def check_routes(configs: Mapping[str, Config], preprocessing: Preprocessing | N
             jax.eval_shape(forward, network.shapes, batch)
         except Mplug2Error as error:
             raise CardError(f"task {name}: {error}") from None
-        except (TypeError, ValueError, IndexError, RuntimeError) as error:  # einops raises the last
+        except Exception as error:  # the numbers are a stranger's, as in mplug2.hub.gate
             raise CardError(f"task {name}: {misfit(calls, configs, error)}") from error
         seen |= playing
         traced.append(name)

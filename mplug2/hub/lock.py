@@ -20,7 +20,7 @@ from mplug2.errors import CardError, CheckpointError
 from mplug2.hub.card import Card, File, Tokens
 from mplug2.hub.card_tokenizer import tokens_of
 from mplug2.hub.fit import differences
-from mplug2.hub.typed_json import decode, encode, read_json
+from mplug2.hub.typed_json import decode, encode, plain_name, read_json
 from mplug2.network import Network, Parameters
 from mplug2.recipe import Mode, Recipe
 from mplug2.roles import Config, Execution
@@ -42,6 +42,8 @@ class Part:
     def __post_init__(self):
         if (self.mode == "init") != (self.file is None):
             raise CardError(f"mode: is {self.mode!r}, and there is {'no' if self.file is None else 'a'} file")
+        if self.file is not None:
+            plain_name("card", self.card)
 
 
 @dataclass(frozen=True, kw_only=True)

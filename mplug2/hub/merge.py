@@ -28,6 +28,7 @@ from mplug2.hub.card import Card, File, Parent, Parents, draft
 from mplug2.hub.merge_methods import GreedySoup, Method, Tensor
 from mplug2.hub.typed_json import encode
 from mplug2.network import Network, flat
+from mplug2.roles import base_of
 
 Place = Card | str | Path
 Coefficients = Sequence[float] | Mapping[str, Sequence[float]] | None
@@ -145,6 +146,11 @@ def planned(
         raise CardError(f"coefficients of {strange[0]!r}: merged are {', '.join(chosen[0])}{hint}")
     plans = {}
     for module in chosen[0]:
+        if base_of(module):
+            raise CardError(
+                f"{chosen[0][module].name} is a delta: mplug2.adapt's add and average merge deltas, and its "
+                "merge one with its base"
+            )
         cards, origin = tuple(one[module] for one in chosen), bases.get(module)
         of_module = coefficients.get(module) if isinstance(coefficients, Mapping) else coefficients
         shares = _coefficients(method, cards, of_module)

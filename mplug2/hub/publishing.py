@@ -1,7 +1,7 @@
 """Publishing: one module written as a safetensors file and the card that names it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,23 @@ from mplug2.hub.card import (
 from mplug2.hub.gate import NONE
 from mplug2.network import Parameters, flat
 from mplug2.roles import Config
+
+
+def files_of(card: Card) -> dict[str, str]:
+    """What a card in a folder brings: by file name, what tells its content from another's."""
+    files = {f"{card.name}.json": f"card of {card.module}", card.file.path: card.file.sha256}
+    return files if card.tokenizer is None else files | {card.tokenizer.file: card.tokenizer.sha256}
+
+
+def check_apart(written: Iterable[tuple[str, Mapping[str, str]]]) -> None:
+    """Raises CardError, naming both, where two would write one file of a folder with different content.
+    `written`: who writes, and its files as by `files_of`; disks that fold case are believed."""
+    first: dict[str, tuple[str, str]] = {}
+    for who, files in written:
+        for name, content in files.items():
+            other, known = first.setdefault(name.lower(), (who, content))
+            if content != known:
+                raise CardError(f"{other} and {who} would both write {name}: give one of them another name")
 
 
 def publish(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mplug2 import files
-from mplug2.errors import CardError
+from mplug2.errors import CardError, printable
 from mplug2.hub.card import Card, Parent, Parents
 from mplug2.roles import base_of
 from mplug2.scores import said
@@ -36,7 +36,7 @@ def text(cards: list[Card], where: str) -> str:
     head = [
         "---",
         "library_name: mplug2",
-        f"license: {licences[0].lower() if len(licences) == 1 else 'other'}",
+        f"license: {printable(licences[0]).lower() if len(licences) == 1 else 'other'}",
     ]
     head += ["tags: [jax, multimodal, mplug-2]", "---", ""]
     names = ", ".join(f"`{card.module}`" for card in cards)
@@ -100,6 +100,14 @@ def _parent(one: Parent) -> str:
 
 def _use(cards: list[Card], where: str) -> list[str]:
     mine = [f'"{where}/{card.name}.json"' for card in cards]
+    if all(card.base for card in cards):
+        return [
+            "from mplug2.predict import Predictor",
+            f"cards = [{', '.join(mine)}]  # in a local copy of this folder",
+            'predictor = Predictor.of("small")  # or other cards: what the deltas were trained on',
+            "mine = predictor.adapted(*cards)  # verified by sha256; another base is refused",
+            "mine.caption(mine.image(FILE))  # the predictor itself stays as it was",
+        ]
     own = {card.module for card in cards}
     others = [f'"{module}-small"' for module in ("vision", "universal", "decoder") if module not in own]
     return [
@@ -122,4 +130,4 @@ def _value(value: Any) -> str:
 
 def _cell(value: str) -> str:
     """Text that stays in its cell, whatever a card says."""
-    return " ".join(value.split()).replace("|", "\\|")
+    return printable(value).replace("|", "\\|")

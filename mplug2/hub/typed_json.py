@@ -23,10 +23,11 @@ from mplug2.roles import Config
 ZOO = "mplug2.modules"
 _LARGEST_FILE = 1_000_000  # bytes; a real card has about 2,000
 _LARGEST_NUMBER = 2**31 - 1  # sizes are indices of arrays
+_DEEPEST = 20  # values within values; a delta in a lock has 7, and whatever walks a config calls itself
 
 
 def read_json(path: Path, what: str) -> Any:
-    """The JSON of a small file, a `what`. Raises CardError that names both."""
+    """The JSON of a small file, a `what`, whose texts are UTF-8. Raises CardError that names both."""
     try:
         with path.open("rb") as file:
             text = file.read(_LARGEST_FILE + 1)
@@ -35,9 +36,23 @@ def read_json(path: Path, what: str) -> Any:
     if len(text) > _LARGEST_FILE:
         raise CardError(f"{what} {path}: longer than {_LARGEST_FILE} bytes")
     try:
-        return json.loads(text.decode(), parse_constant=_no_constant)
+        value = json.loads(text.decode(), parse_constant=_no_constant)
+        _check_depth(value)
+        json.dumps(value, ensure_ascii=False).encode()  # half a character can be read, and never written
     except (ValueError, RecursionError) as error:
         raise CardError(f"{what} {path}: not JSON ({error})") from None
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(_DEEPEST):
+        inner = (
+            one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)
+        )
+        if not (level := [part for parts in inner for part in parts]):
+            return
+    raise ValueError(f"nested too deeply, more than {_DEEPEST} values within each other")
 
 
 def encode(value: Any) -> Any:

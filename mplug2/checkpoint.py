@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -28,6 +28,8 @@ from mplug2 import processes
 from mplug2.errors import CheckpointError, nearest
 from mplug2.network import Parameters, flat
 from mplug2.run import write_json
+
+T = TypeVar("T")
 
 FOLDER = "checkpoints"
 SEAL = "files.json"
@@ -221,24 +223,33 @@ class _Damaged(Exception):
 
 
 def _load(path: Path, wanted: Wanted) -> dict[str, Any]:
-    loaded, reason = {}, ""
-    try:
-        items = wanted(path) if callable(wanted) else wanted
+    items = _alike(lambda: wanted(path) if callable(wanted) else wanted)
+
+    def read() -> dict[str, Any]:
         processes.of_first(lambda: _verify(path, items))
         with _context():
-            loaded = ocp.load_checkpointables(str(path), dict(items))
-    except CheckpointError:
-        raise
-    except _Damaged as damage:
-        reason = str(damage)
+            return ocp.load_checkpointables(str(path), dict(items))
+
+    return _alike(read)
+
+
+def _alike(work: Callable[[], T]) -> T:
+    """The value of `work`, which every process does. If it fails in one, the same CheckpointError or _Damaged
+    is raised in all: one that went on would wait for the others at their next exchange."""
+    value: Any = None
+    failure: CheckpointError | _Damaged | None = None
+    try:
+        value = work()
+    except (CheckpointError, _Damaged) as error:
+        failure = error
     except Exception as error:  # whatever a damaged file makes Orbax raise
-        reason = _brief(error)
-    if reasons := [one for one in processes.exchange(reason) if one]:
+        failure = _Damaged(_brief(error))
+    if failures := [one for one in processes.exchange(failure) if one is not None]:
         with warnings.catch_warnings():  # Orbax leaves coroutines behind that it never awaited
             warnings.simplefilter("ignore", RuntimeWarning)
             gc.collect()
-        raise _Damaged(reasons[0])
-    return loaded
+        raise failures[0]
+    return value
 
 
 def _seal(path: Path) -> None:

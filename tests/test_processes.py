@@ -23,7 +23,7 @@ from toy import losses, run, toy
 
 from mplug2 import processes
 from mplug2.checkpoint import Checkpoints, restore_modules
-from mplug2.errors import DataError, Mplug2Error
+from mplug2.errors import CheckpointError, DataError, Mplug2Error
 from mplug2.evaluate import Classification, Retrieval
 from mplug2.logbook import read_metrics
 from mplug2.processes import ProcessError
@@ -60,6 +60,7 @@ def job(place: str) -> None:
         run(recipe(FSDP), folder / "stopped", end=7)
     said |= {"refused": refused(folder), "skipped": skipped(folder), "scores": scores(folder)}
     said["restored"] = float(restore_modules(folder / "damaged")[1]["head"]["bias"].sum())
+    said["unseen"] = unseen(folder)
     said["exchanged"] = processes.exchange(
         {"process": jax.process_index(), "text": "x" * jax.process_index()}
     )
@@ -106,6 +107,28 @@ def skipped(folder: Path) -> list[str]:
         run(recipe(FSDP, steps=10), folder / "damaged")
     assert losses(folder / "damaged") == expected
     return [str(one.message) for one in caught if "cannot be read" in str(one.message)]
+
+
+def unseen(folder: Path) -> list[str]:
+    """What is said where process 1 alone finds no folder, or not the module, in a checkpoint."""
+
+    def without_folder(path: Path) -> dict[str, None]:
+        if jax.process_index() == 1:
+            raise FileNotFoundError("no folder")
+        return {"metadata": None}
+
+    def without_module(path: Path) -> dict[str, None]:
+        if jax.process_index() == 1:
+            raise CheckpointError("no module")
+        return {"metadata": None}
+
+    said = []
+    for wanted in (without_folder, without_module):
+        with warnings.catch_warnings(), pytest.raises(CheckpointError) as error:
+            warnings.simplefilter("ignore")
+            Checkpoints(folder / "stopped").restore(wanted)
+        said.append(str(error.value))
+    return said
 
 
 CAPTIONED = test_evaluate.Memory(
@@ -211,6 +234,13 @@ def test_a_damaged_checkpoint_is_passed_over_by_all_alike(together):
         (warning,) = one["skipped"]
         assert "checkpoints/10 cannot be read (head/d/" in warning and "trying the one before" in warning
     assert Checkpoints(folder / "damaged").steps == [5, 10]
+
+
+def test_a_checkpoint_that_one_process_does_not_see_is_refused_by_all(together):
+    for one in together[1]:
+        damaged, refused = one["unseen"]
+        assert damaged.endswith("checkpoints/5 cannot be read (FileNotFoundError: no folder)")
+        assert refused == "no module"
 
 
 def test_what_is_exchanged_arrives_whole(together):

@@ -9,6 +9,7 @@ in one folder. A checkpoint is complete when `files.json`, written last and by p
 its files.
 """
 
+import contextlib
 import gc
 import hashlib
 import json
@@ -102,7 +103,7 @@ class Checkpoints:
                     _seal(self.path(step))
             if processes.first():
                 for old in set(self.steps[: -self.keep]) - {self.best}:
-                    shutil.rmtree(self.path(old), ignore_errors=True)
+                    _remove(self.path(old))
         except CheckpointError as error:
             self._failure = error
 
@@ -149,7 +150,7 @@ class Checkpoints:
         kept = {str(complete) for complete in self.steps if complete <= step}
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
             if path.name.partition(".")[0].isdigit() and path.name not in kept:
-                shutil.rmtree(path)
+                _remove(path)
 
 
 @contextmanager
@@ -159,7 +160,7 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         for left in (path, *path.parent.glob(f"{path.name}.*")):
-            shutil.rmtree(left, ignore_errors=True)
+            _remove(left)
         kept = Checkpoints(path.parent.parent).steps
         before = (
             f"checkpoint {kept[-1]} is whole and the run continues from it"
@@ -256,6 +257,13 @@ def _seal(path: Path) -> None:
     """Writes the sha256 of every file, by its place; the checkpoint is complete with it."""
     sums = {str(file.relative_to(path)): _sha256(file) for file in sorted(path.rglob("*")) if file.is_file()}
     write_json(path / SEAL, sums)
+
+
+def _remove(path: Path) -> None:
+    """As far as it can be. The seal goes first: what a kill leaves of it then counts as no checkpoint."""
+    with contextlib.suppress(OSError):
+        (path / SEAL).unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _verify(path: Path, items: Iterable[str]) -> None:

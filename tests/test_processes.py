@@ -302,6 +302,28 @@ def test_a_coordinator_that_is_not_there_is_given_up(capfd):
             pass
 
 
+def test_half_a_job_in_the_environment_is_refused_and_none_is_one_process():
+    command = [sys.executable, "-c", "from mplug2 import processes as p\nwith p.joined(): print(p.first())"]
+    each = [{}, {"JAX_COORDINATOR_ADDRESS": "localhost:1234"}]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    started = [subprocess.Popen(command, env=environ(1) | one, **pipes) for one in each]
+    alone, half = finish(started)
+    assert alone == (0, "True\n")
+    assert half[0] == 1
+    assert "ProcessError: the processes could not be joined at" in half[1]
+    assert "Number of processes must be defined" in half[1]
+
+
+@pytest.mark.parametrize("error", [ValueError("not enough values to unpack"), KeyError("worker-network")])
+def test_a_cluster_that_jax_cannot_read_is_not_one_process(error, monkeypatch):
+    def initialize(*_, **__):
+        raise error
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(ProcessError, match="the cluster that JAX found"), processes.joined():
+        pass
+
+
 # ------------------------------------------------------------------------------------------------------------
 # The commands
 

@@ -28,7 +28,7 @@ class Judge:
         if name in losses:
             return float(losses[name])
         # Put on a device once: NumPy arrays would go there again with every batch.
-        network, params = self._network, jax.device_put(processes.whole(params))
+        network, params = self._network, jax.device_put(processes.fetched(params))
         if self._compiled is None:
             self._compiled = Compiled(network, params, recipe.preprocessing)
         tasks = evaluate(

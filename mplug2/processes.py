@@ -238,14 +238,14 @@ def spread(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(placed, tree, shardings)
 
 
-def whole(tree: Any) -> Any:
+def fetched(tree: Any) -> Any:
     """Arrays that lie on devices of all processes -> the same as NumPy arrays, whole in each."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def check_mesh(mesh: jax.sharding.Mesh) -> None:
+def check_all_used(mesh: jax.sharding.Mesh) -> None:
     """Raises ProcessError unless every process has devices in the mesh."""
     if jax.process_count() > 1 and mesh.size < jax.device_count():
         raise ProcessError(

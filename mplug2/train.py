@@ -129,7 +129,7 @@ class _Session:
 
     def __init__(self, run: Run, recipe: Recipe, network: Network, params: Parameters):
         self.run, self.recipe = run, recipe
-        processes.check_mesh(recipe.mesh.build())
+        processes.check_all_used(recipe.mesh.build())
         self.trainer = Trainer(recipe, network)
         self.frozen_hashes = {
             name: fingerprint(params[name]) for name in params if name not in self.trainer.names

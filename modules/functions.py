@@ -15,6 +15,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from mplug2.roles import Array
+from mplug2.sharding import here
 
 KEPT = "kept"
 
@@ -59,11 +60,13 @@ def _dense_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array,
         (((gradient.ndim - 1,), (1,)), ((), ())),
         preferred_element_type=jnp.float32,
     )
-    # As a product of two matrices: with several token axes XLA would transpose x first, a copy of every
-    # activation.
-    tokens, gradients = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    if here() is None:
+        # As a product of two matrices: with several token axes XLA would transpose x first, a copy of every
+        # activation. (On a mesh, axes that are joined would be gathered.)
+        x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    leading = tuple(range(x.ndim - 1))
     to_kernel = lax.dot_general(
-        tokens, gradients, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
+        x, gradient, ((leading, leading), ((), ())), preferred_element_type=jnp.float32
     )
     return to_x.astype(x.dtype), to_kernel.astype(kernel.dtype)
 

@@ -163,7 +163,7 @@ class Attention(nnx.Module):
         query, keys, values = spread_heads(query, many), spread_heads(keys, few), spread_heads(values, few)
         kept = keep(key, self.dropout, (*query.shape[:-1], keys.shape[-2]))
         if kept is not None:
-            kept = constrain(kept, "batch", "heads", many, few)
+            kept = constrain(kept, *("batch", "frames")[: kept.ndim - 3], "heads", many, few)
         mixed: Array
         if kept is None and self.implementation != "written":
             mixed = fused_attention(query, keys, values, mask, self.implementation)

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -21,12 +20,11 @@ import numpy as np
 from jax import lax
 
 from mplug2 import sharding
-from mplug2.anatomy import flops_of
+from mplug2.flops import step_flops
 from mplug2.network import Network
 from mplug2.plan.machines import CHIPS
 from mplug2.recipe import Recipe
 from mplug2.roles import Array
-from mplug2.sharding import Mesh
 from mplug2.step import State, Trainer
 
 KNOWN_PEAKS = {
@@ -195,24 +193,6 @@ def measure_step(
         device_kind=f"{device.platform}: {device.device_kind}",
         devices=trainer.mesh.size,
     )
-
-
-def step_flops(recipe: Recipe, batches: Any) -> float:
-    """FLOPs of the products of a step, forward and backward; what `remat` computes again is not counted."""
-    once = replace(recipe, execution=replace(recipe.execution, remat="none", scan=True))
-    return executed_flops(once, batches)
-
-
-def executed_flops(recipe: Recipe, batches: Any) -> float:
-    """FLOPs of the products of a step as the jaxpr of its gradient has them, over all devices together."""
-    # Of fused attention a jaxpr shows no products: what it computes is the same as ours.
-    execution = replace(recipe.execution, attention="written")
-    network = Network(recipe.parts, execution)
-    trainer = Trainer(replace(recipe, mesh=Mesh(), execution=execution), network)
-    params = {name: network.shapes[name] for name in trainer.names}
-    frozen = {name: network.shapes[name] for name in network.configs if name not in trainer.names}
-    closed = jax.make_jaxpr(partial(trainer.gradients, key=None))(params, frozen, batches)
-    return sum(flops_of(equation) for equation in closed.jaxpr.eqns)
 
 
 def matmul_peak(dtype: str, sides: tuple[int, ...], seconds: float) -> Peak:

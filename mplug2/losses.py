@@ -45,7 +45,9 @@ def predicted_losses(
     on a device, of a few places of each text at a time, forward and (computed again) backward."""
     batch, places, _ = tokens.shape
     mesh = sharding.here()
-    logits = jax.eval_shape(predict, tokens).size / (mesh.size if mesh else 1)
+    # `sequence` does not share the few places of a text.
+    devices = mesh.size // mesh.shape["sequence"] if mesh else 1
+    logits = jax.eval_shape(predict, tokens).size / devices
     parts = min(places, -int(-logits // chunk))
     if parts <= 1:
         return word_losses(predict(tokens), targets)

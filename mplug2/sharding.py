@@ -88,7 +88,10 @@ def _stored(mesh: AnyMesh, axes: Axes, shape: tuple[int, ...]) -> PartitionSpec:
     rules = [RULES[axis] for axis in axes]
     for place, axis in enumerate(axes):
         if axis == "vocab" and "embed" in axes and shape[place] % _count(mesh, rules[place]):
-            rules[axes.index("embed")] += rules[place]
+            columns = axes.index("embed")
+            both = rules[columns] + rules[place]
+            if shape[columns] % _count(mesh, both) == 0:
+                rules[columns] = both
     return _spec(
         mesh, rules, [size % _count(mesh, rule) == 0 for rule, size in zip(rules, shape, strict=True)]
     )

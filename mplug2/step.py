@@ -75,6 +75,16 @@ def check_mesh(recipe: Recipe, mesh: sharding.AnyMesh) -> None:
             )
 
 
+def check_attention(recipe: Recipe, platform: str) -> None:
+    """Raises RecipeError where cuDNN is asked for and cannot be had."""
+    execution = recipe.execution
+    if execution.attention == "cudnn" and (platform in ("cpu", "tpu") or execution.dtype != "bfloat16"):
+        raise RecipeError(
+            f"recipe {recipe.name}: execution.attention=cudnn needs GPUs and execution.dtype=bfloat16,"
+            f" here are {platform} and {execution.dtype}; written and xla run anywhere"
+        )
+
+
 class Trainer:
     """A recipe and its network made ready to train: `begin`, `step`, and where everything lies.
 
@@ -86,6 +96,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, network: Network, mesh: jax.sharding.Mesh | None = None):
         self.mesh = recipe.mesh.build() if mesh is None else mesh
         check_mesh(recipe, self.mesh)
+        check_attention(recipe, self.mesh.devices.flat[0].platform)
         self.recipe, self.network = recipe, network
         self.names = trained(recipe)
         axes = {name: network.axes[name] for name in self.names}

@@ -1,17 +1,17 @@
-"""A train step and greedy captions beside PyTorch, on the same parameters and batch, in turns in one run:
+"""A train step and greedy captions beside PyTorch, on the same parameters and batch, in one run:
 
-    python tests/compare_torch.py [--size base] [--dtype float32] [--steps 5] [--no-compile] [--json]
+    python tests/compare_torch.py [--size base] [--dtype float32] [--unroll] [--no-compile] [--json]
 
 Ours is the very step of training. Theirs is the twin (torch_twin.py): SDPA, a fused AdamW, compiled by
 `torch.compile`, and autocast where the type is bfloat16; on a GPU where both have one. It prints medians, the
-spread, FLOP/s, tokens/s and the ratio. Needs PyTorch (the extra
-`compare`), and g++ to compile.
+spread, FLOP/s, tokens/s and the ratio. Needs PyTorch (the extra `compare`), and g++ to compile.
 """
 
 import argparse
 import functools
 import json
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -25,8 +25,9 @@ import torch  # pyright: ignore[reportMissingImports]
 from torch_twin import Twin
 
 from mplug2 import AdamW, Execution, Objective, modules, tasks
-from mplug2.benchmark import step_flops, threads
+from mplug2.benchmark import threads
 from mplug2.data.pixels import Preprocessing
+from mplug2.flops import step_flops
 from mplug2.generate import Greedy, decode
 from mplug2.network import Network, Parameters
 from mplug2.roles import PAD, Array
@@ -37,6 +38,7 @@ from mplug2.tools.bench import official_work
 Batch = Mapping[str, np.ndarray]
 NAMES = ("vision", "temporal", "universal", "decoder")
 BEGIN, END = 101, 102
+SIDES = ("ours", "theirs")
 RATE, DECAY = 1e-3, 0.02
 
 
@@ -124,71 +126,96 @@ class Theirs:
         return ids.cpu().numpy()
 
 
-def timed(sides: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each side, in turns, after one that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for repeat in range(repeats + 1):
-        for name, go in sides.items():
-            began = time.perf_counter()
-            go()
-            if repeat:
-                seconds[name].append(time.perf_counter() - began)
+def timed(go: Callable[[], Any], repeats: int) -> list[float]:
+    """Seconds of each repeat, after one that is not counted."""
+    go()
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        go()
+        seconds.append(time.perf_counter() - began)
     return seconds
 
 
-def main() -> int:
+def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--size", choices=("base", "large"), default="base")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--frames", type=int, default=4)
     parser.add_argument("--words", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=5, help="timed ones of each side")
+    parser.add_argument("--steps", type=int, default=5, help="timed ones of each side in a round")
+    parser.add_argument("--rounds", type=int, default=2, help="a round is a process of each side, in turns")
     parser.add_argument("--no-compile", action="store_true", help="PyTorch as it runs eagerly")
     parser.add_argument("--remat", default="dots", help="our execution.remat (default: dots)")
+    parser.add_argument("--attention", default="written", help="our execution.attention (cudnn on GPUs)")
     parser.add_argument("--unroll", action="store_true", help="our execution.scan=false")
+    parser.add_argument("--side", choices=SIDES, help="time this one alone")
     parser.add_argument("--json", action="store_true")
-    asked = parser.parse_args()
+    return parser
+
+
+def measure(asked: argparse.Namespace) -> dict[str, Any]:
+    """One side, in this process."""
     configs = {name: modules.sizes(name)[asked.size]() for name in NAMES}
-    network = Network(configs, Execution(dtype=asked.dtype, remat=asked.remat, scan=not asked.unroll))
+    execution = Execution(
+        dtype=asked.dtype, remat=asked.remat, scan=not asked.unroll, attention=asked.attention
+    )
+    network = Network(configs, execution)
     params = jax.jit(network.init, static_argnums=0)(0)
     batch = work(configs, batch=asked.batch, frames=asked.frames, words=asked.words)
     torch.set_num_threads(threads())
-    theirs = Theirs(network, params, batch, dropout=True, compiled=not asked.no_compile)
-    ours = Ours(network, params, batch, dropout=True)
-    del params
-    steps = timed({"ours": ours.step, "theirs": theirs.step}, asked.steps)
-    length = asked.words
-    texts = timed({name: functools.partial(side.captions, length) for name, side in
-                   (("ours", ours), ("theirs", theirs))}, asked.steps)  # fmt: skip
-    found = {
-        "size": asked.size,
-        "dtype": asked.dtype,
-        "batch": asked.batch,
-        "devices": [jax.devices()[0].device_kind, theirs.device],
-        "versions": {"jax": jax.__version__, "torch": torch.__version__},
-        "compiled": not asked.no_compile,
-        "gflop_a_step": round(ours.flops / 1e9, 1),
-        "step_s": steps,
-        "captions_s": texts,
-    }
-    if asked.json:
-        print(json.dumps(found))
+    if asked.side == "ours":
+        side = Ours(network, params, batch, dropout=True)
+        flops, device = side.flops, jax.devices()[0].device_kind
     else:
-        show(found, ours.flops, asked.batch * length)
+        side = Theirs(network, params, batch, dropout=True, compiled=not asked.no_compile)
+        flops, device = 0.0, side.device
+    del params
+    seconds = timed(side.step, asked.steps)
+    texts = timed(functools.partial(side.captions, asked.words), asked.steps)
+    return {"device": device, "flops": flops, "step": seconds, "captions": texts}
+
+
+def main() -> int:
+    asked = options().parse_args()
+    if asked.side:
+        print(json.dumps(measure(asked)))
+        return 0
+    # A process of its own for each side: neither's threads or memory get in the other's way.
+    rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    for _ in range(asked.rounds):
+        for side in SIDES:
+            command = [sys.executable, *sys.argv, "--side", side]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            rounds[side].append(json.loads(done.stdout.splitlines()[-1]))
+    found = {
+        "asked": vars(asked),
+        "versions": {"jax": jax.__version__, "torch": torch.__version__},
+        "devices": [rounds[side][0]["device"] for side in SIDES],
+        "gflop_a_step": rounds["ours"][0]["flops"] / 1e9,
+        **{
+            what: {side: [it for one in rounds[side] for it in one[what]] for side in SIDES}
+            for what in ("step", "captions")
+        },
+    }
+    print(json.dumps(found)) if asked.json else show(found)
     return 0
 
 
-def show(found: Mapping[str, Any], flops: float, tokens: int) -> None:
-    print(", ".join(f"{name} {found[name]}" for name in ("size", "dtype", "batch", "devices", "versions")))
-    for what, work in (("step_s", flops / 1e9), ("captions_s", tokens)):
-        unit = "GFLOP/s" if what == "step_s" else "tokens/s"
+def show(found: Mapping[str, Any]) -> None:
+    asked = found["asked"]
+    print(
+        f"{asked['size']}, {asked['dtype']}, batch {asked['batch']}, {found['devices']}, {found['versions']}"
+    )
+    tokens = asked["batch"] * asked["words"]
+    for what, amount, unit in (("step", found["gflop_a_step"], "GFLOP/s"), ("captions", tokens, "tokens/s")):
         for side, seconds in found[what].items():
-            middle, best = statistics.median(seconds), min(seconds)
-            spread = f"{best:.3f} to {max(seconds):.3f} s"
-            print(f"{what[:-2]:<9} {side:<7} median {middle:.3f} s ({spread}), {work / middle:.1f} {unit}")
-        ours, theirs = (statistics.median(found[what][side]) for side in ("ours", "theirs"))
-        print(f"{what[:-2]:<9} theirs takes {theirs / ours:.2f} times as long as ours")
+            middle = statistics.median(seconds)
+            spread = f"{min(seconds):.3f} to {max(seconds):.3f} s"
+            print(f"{what:<9} {side:<7} median {middle:.3f} s ({spread}), {amount / middle:.1f} {unit}")
+        ours, theirs = (statistics.median(found[what][side]) for side in SIDES)
+        print(f"{what:<9} theirs takes {theirs / ours:.2f} times as long as ours")
 
 
 if __name__ == "__main__":

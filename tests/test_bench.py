@@ -11,6 +11,7 @@ import pytest
 
 from mplug2 import benchmark, benchmark_generate, recipes, tasks
 from mplug2.benchmark import Times
+from mplug2.flops import step_flops
 from mplug2.modules import decoder, universal, vision
 from mplug2.network import Network
 from mplug2.recipe import AdamW, Objective, Recipe
@@ -76,7 +77,7 @@ def test_a_word_more_costs_its_products_once_forward_and_twice_backward():
     before, after = caption.shape[1] - 1, caption.shape[1]
     seen = 1 + 16
     attention = 2 * width * (after**2 - before**2 + seen)
-    grown = benchmark.step_flops(recipe, more) - benchmark.step_flops(recipe, {"caption": given})
+    grown = step_flops(recipe, more) - step_flops(recipe, {"caption": given})
     assert grown == batch * 3 * 2 * (kernels + attention)
 
 
@@ -85,9 +86,7 @@ def test_a_word_more_costs_its_products_once_forward_and_twice_backward():
 )
 def test_flops_do_not_depend_on_how_the_network_is_run(execution):
     recipe = tiny()
-    assert benchmark.step_flops(tiny(execution=execution), batches(recipe)) == benchmark.step_flops(
-        recipe, batches(recipe)
-    )
+    assert step_flops(tiny(execution=execution), batches(recipe)) == step_flops(recipe, batches(recipe))
 
 
 def test_the_matmul_peak_is_the_best_of_its_sides():

@@ -10,6 +10,7 @@ import sys
 import tarfile
 import tomllib
 import zipfile
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,11 @@ def test_the_rooms_are_links_into_the_checkout():
         assert link.is_symlink() and link.readlink() == Path("..") / room
 
 
+def packages(name: str) -> set[str]:
+    """`"a.b.c"` -> `a`, `a.b`."""
+    return {name[:end] for end, letter in enumerate(name) if letter == "."}
+
+
 # --- who imports whom
 
 
@@ -197,6 +203,28 @@ def test_no_room_imports_the_rooms_above_it(folder, banned):
     assert not {
         (path.name, name) for path in sources(folder) for name in imports(path) if within(name, *banned)
     }
+
+
+def test_no_file_is_imported_in_a_circle():
+    """By what is imported while a file is read: not in functions, nor for type checkers alone."""
+    paths = {path for folder in ("mplug2", *ROOMS) for path in sources(folder)}
+    names = {}
+    for path in paths:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts if parts[0] == "mplug2" else ("mplug2", *parts))
+        names[name.removesuffix(".__init__")] = path
+    needs = {}
+    for name, path in names.items():
+        found: set[str] = set()
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ImportFrom) and node.module:
+                found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        # Packages are read before what lies in them, which for their own files has then begun.
+        found |= {package for other in found for package in packages(other)}
+        needs[name] = (found & names.keys()) - packages(name) - {name}
+    with pytest.raises(CycleError):
+        TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
+    TopologicalSorter(needs).prepare()
 
 
 def test_modules_know_only_modules_roles_sharding_and_errors():

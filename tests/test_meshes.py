@@ -177,6 +177,13 @@ def test_without_fsdp_no_parameter_is_gathered_at_all():
 
 
 @pytest.mark.devices(8)
+def test_over_sequence_what_layers_compute_is_not_gathered_for_gradients():
+    gathered = collectives(gradient(MESHES["data, sequence and tensor"])[0])["all-gather"]
+    hidden = 4 * 32 // 2  # units of vision's MLP on a device, a number that no kernel's last axis has
+    assert not [shape for shape in gathered if shape.endswith(f",{hidden}]")]
+
+
+@pytest.mark.devices(8)
 @pytest.mark.parametrize("mesh", SMALL_MESHES.values(), ids=SMALL_MESHES.keys())
 def test_negatives_are_of_the_whole_batch_and_similarities_stay_by_rows(mesh):
     program, _, _ = gradient(mesh)

@@ -261,11 +261,11 @@ def test_a_recipe_of_ones_own_is_found_in_its_file(tmp_path):
 def test_a_route_is_read_off_the_trace():
     part = anatomy.dissect(tiny("video_qa"))["video_answer"]
     assert anatomy.diagram(part).splitlines() == [
-        "[clips] → vision (+ temporal) → universal.vision → fusion → decoder → loss",
+        "[clips] → vision (+ temporal) → universal.vision → fusion → decoder.tokens → decoder.predict → loss",
         "[question] → text → universal.text → fusion",
-        "[answer] → decoder",
+        "[answer] → decoder.tokens",
         "[answer] → loss",
-        "universal.vision → decoder",
+        "universal.vision → decoder.tokens",
     ]
     assert set(part.flops) == {"vision", "temporal", "universal", "text", "fusion", "decoder"}
 

@@ -48,6 +48,7 @@ def test_a_dimension_that_does_not_divide_is_whole():
 def test_a_vocabulary_that_does_not_divide_lies_by_columns():
     assert lies(Mesh(fsdp=2, tensor=4), "vocab", "embed", shape=(96, 32)) == ("tensor", "fsdp")
     assert lies(Mesh(fsdp=2, tensor=4), "vocab", "embed", shape=(30522, 32)) == (None, ("fsdp", "tensor"))
+    assert lies(Mesh(fsdp=4, tensor=2), "vocab", "embed", shape=(97, 36)) == (None, "fsdp")
 
 
 def test_frames_are_spread_over_sequence_and_tokens_where_frames_do_not_divide():

@@ -11,6 +11,7 @@ from toy import Numbers, batch, same, toy, trainer
 
 from mplug2.errors import RecipeError
 from mplug2.recipe import AdamW
+from mplug2.roles import Execution
 from mplug2.sharding import Mesh
 from mplug2.step import averaged
 
@@ -32,6 +33,11 @@ def test_accumulated_gradients_equal_the_whole_batchs():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), gradients, gradients_of_parts
     )
+
+
+def test_cudnn_is_refused_where_it_cannot_be_had():
+    with pytest.raises(RecipeError, match="attention=cudnn needs GPUs .* here are cpu and bfloat16; written"):
+        trainer(toy(execution=Execution(attention="cudnn", dtype="bfloat16")))
 
 
 def test_a_batch_that_does_not_divide_is_refused():

@@ -134,7 +134,8 @@ def measure_step(asked: argparse.Namespace) -> int:
 
     recipe = recipes.find(asked.recipe) if asked.recipe else official_work()
     recipe = overrides.apply(recipe, [*asked.overrides, *shorthands(asked)])
-    if not asked.recipe:
+    said = any(override.startswith("objectives.caption.batch") for override in asked.overrides)
+    if not asked.recipe and not said:
         recipe = one_clip_a_share(recipe)
     batches = own_batches(recipe) if asked.recipe else official_batches(recipe.objectives["caption"].batch)
     batches = {
@@ -143,7 +144,7 @@ def measure_step(asked: argparse.Namespace) -> int:
     }
     report = benchmark.measure_step(recipe, batches, steps=asked.steps)
     if asked.json:
-        print(json.dumps({"recipe": recipe.name, **dataclasses.asdict(report)}))
+        print(json.dumps({"recipe": recipe.name, "mfu": report.mfu, **dataclasses.asdict(report)}))
     else:
         show(recipe, report)
     return 0

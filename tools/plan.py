@@ -76,7 +76,6 @@ def main(argv: list[str]) -> int:
         show_search(found, console())
         _write(given.json, search_json(found))
         return 0 if found.best else 1
-    plan.check_mesh(recipe.mesh, topology)
     with _progress(f"compiling {recipe.name} for {topology.name}, mesh {plan.mesh_said(recipe.mesh)}"):
         made = plan.make(recipe, topology)
     show_plan(made, console())

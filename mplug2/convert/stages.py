@@ -99,7 +99,7 @@ def _vision_stages(calls: Calls, vision: Any) -> Stages:
     inside = zip(calls.of("Block"), calls.of("Attention"), calls.of("MLP"), strict=True)
     for block, (gave, attended, mlp) in enumerate(inside):
         stages[f"vision.block{block}"] = rearrange(gave, "b t n d -> n (b t) d")
-        stages[f"vision.block{block}.attn"] = rearrange(attended, "f n d -> n f d")
+        stages[f"vision.block{block}.attn"] = rearrange(attended, "b t n d -> n (b t) d")
         stages[f"vision.block{block}.mlp"] = rearrange(mlp, "b t n d -> n (b t) d")
     return stages
 

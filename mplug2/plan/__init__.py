@@ -144,7 +144,7 @@ def mesh_of(text: str) -> Mesh:
     return Mesh(**sizes)
 
 
-def check_mesh(mesh: Mesh, topology: Topology) -> None:
+def check_devices(mesh: Mesh, topology: Topology) -> None:
     """Raises RecipeError unless the mesh has as many devices as the topology."""
     sizes = asdict(mesh)
     needed, there = math.prod(sizes.values()), len(topology.devices)
@@ -162,7 +162,7 @@ def make(recipe: Recipe, topology: Topology, work: Work | None = None) -> Plan:
 
     Raises RecipeError where the mesh does not suit the topology or the recipe, NoRoomError where the
     compiler finds that it cannot fit."""
-    check_mesh(recipe.mesh, topology)
+    check_devices(recipe.mesh, topology)
     network = Network(recipe.parts, recipe.execution)
     work = work or textbook.study(recipe)
     paper = textbook.on_paper(recipe, work, network)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from mplug2 import plan
 from mplug2.errors import RecipeError
 from mplug2.network import Network
-from mplug2.plan import NoRoomError, Plan, Times, textbook
+from mplug2.plan import Plan, Times, textbook
 from mplug2.plan.machines import Topology
 from mplug2.plan.textbook import Paper, Work
 from mplug2.recipe import Recipe
@@ -32,7 +32,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A recipe with its mesh and policy, as paper sees it; `least` bytes that it takes of a device."""
+    """A recipe with its mesh and policy, as paper sees it; `least` bytes that it takes of a device, were all
+    activations spread over `tensor`."""
 
     recipe: Recipe
     work: Work
@@ -41,7 +42,9 @@ class Candidate:
 
     @property
     def least(self) -> int:
-        return sum(self.paper.memory.values())
+        memory = dict(self.paper.memory)
+        activations = memory.pop("activations")
+        return sum(memory.values()) + activations // self.recipe.mesh.tensor
 
     @property
     def order(self) -> tuple[float, ...]:
@@ -79,7 +82,7 @@ def search(recipe: Recipe, topology: Topology, *, compiled: int, say: Say) -> Se
             made = plan.make(candidate.recipe, topology, candidate.work)
             fitting += made.fits is not False
             plans.append((candidate, made))
-        except NoRoomError as error:
+        except RecipeError as error:  # no room, or what this compiler cannot do
             plans.append((candidate, str(error)))
     return Search(dropped, tuple(candidates), tuple(plans))
 

@@ -23,9 +23,9 @@ from jax.extend.core import Literal
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from mplug2 import sharding
-from mplug2.benchmark import executed_flops, step_flops
 from mplug2.composition import abstract_batch
 from mplug2.errors import RecipeError
+from mplug2.flops import executed_flops, step_flops
 from mplug2.network import Network
 from mplug2.recipe import Recipe
 from mplug2.step import Trainer, check_mesh

@@ -9,6 +9,7 @@ in one folder. A checkpoint is complete when `files.json`, written last and by p
 its files.
 """
 
+import contextlib
 import gc
 import hashlib
 import json
@@ -18,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -28,6 +29,8 @@ from mplug2 import processes
 from mplug2.errors import CheckpointError, nearest
 from mplug2.network import Parameters, flat
 from mplug2.run import write_json
+
+T = TypeVar("T")
 
 FOLDER = "checkpoints"
 SEAL = "files.json"
@@ -100,7 +103,7 @@ class Checkpoints:
                     _seal(self.path(step))
             if processes.first():
                 for old in set(self.steps[: -self.keep]) - {self.best}:
-                    shutil.rmtree(self.path(old), ignore_errors=True)
+                    _remove(self.path(old))
         except CheckpointError as error:
             self._failure = error
 
@@ -147,7 +150,7 @@ class Checkpoints:
         kept = {str(complete) for complete in self.steps if complete <= step}
         for path in self.folder.iterdir() if self.folder.is_dir() else ():
             if path.name.partition(".")[0].isdigit() and path.name not in kept:
-                shutil.rmtree(path)
+                _remove(path)
 
 
 @contextmanager
@@ -157,7 +160,7 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         for left in (path, *path.parent.glob(f"{path.name}.*")):
-            shutil.rmtree(left, ignore_errors=True)
+            _remove(left)
         kept = Checkpoints(path.parent.parent).steps
         before = (
             f"checkpoint {kept[-1]} is whole and the run continues from it"
@@ -221,30 +224,46 @@ class _Damaged(Exception):
 
 
 def _load(path: Path, wanted: Wanted) -> dict[str, Any]:
-    loaded, reason = {}, ""
-    try:
-        items = wanted(path) if callable(wanted) else wanted
+    items = _alike(lambda: wanted(path) if callable(wanted) else wanted)
+
+    def read() -> dict[str, Any]:
         processes.of_first(lambda: _verify(path, items))
         with _context():
-            loaded = ocp.load_checkpointables(str(path), dict(items))
-    except CheckpointError:
-        raise
-    except _Damaged as damage:
-        reason = str(damage)
+            return ocp.load_checkpointables(str(path), dict(items))
+
+    return _alike(read)
+
+
+def _alike(work: Callable[[], T]) -> T:
+    """The value of `work`, which every process does. If it fails in one, the same CheckpointError or _Damaged
+    is raised in all: one that went on would wait for the others at their next exchange."""
+    value: Any = None
+    failure: CheckpointError | _Damaged | None = None
+    try:
+        value = work()
+    except (CheckpointError, _Damaged) as error:
+        failure = error
     except Exception as error:  # whatever a damaged file makes Orbax raise
-        reason = _brief(error)
-    if reasons := [one for one in processes.exchange(reason) if one]:
+        failure = _Damaged(_brief(error))
+    if failures := [one for one in processes.exchange(failure) if one is not None]:
         with warnings.catch_warnings():  # Orbax leaves coroutines behind that it never awaited
             warnings.simplefilter("ignore", RuntimeWarning)
             gc.collect()
-        raise _Damaged(reasons[0])
-    return loaded
+        raise failures[0]
+    return value
 
 
 def _seal(path: Path) -> None:
     """Writes the sha256 of every file, by its place; the checkpoint is complete with it."""
     sums = {str(file.relative_to(path)): _sha256(file) for file in sorted(path.rglob("*")) if file.is_file()}
     write_json(path / SEAL, sums)
+
+
+def _remove(path: Path) -> None:
+    """As far as it can be. The seal goes first: what a kill leaves of it then counts as no checkpoint."""
+    with contextlib.suppress(OSError):
+        (path / SEAL).unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _verify(path: Path, items: Iterable[str]) -> None:

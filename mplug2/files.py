@@ -27,7 +27,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write that takes the place of `path` when the block ends well, and leaves nothing behind when
     not. Makes the folder. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path))
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(descriptor, 0o644)  # a temporary file is its owner's alone, a published one is not
@@ -44,6 +44,17 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def remove_unfinished(path: Path) -> None:
+    """Removes what a process that was killed within `replacing(path)` left beside it. Raises OSError."""
+    for beside in path.parent.iterdir() if path.parent.is_dir() else ():
+        if beside.name.startswith(_prefix(path)):
+            beside.unlink()
+
+
+def _prefix(path: Path) -> str:
+    return f".{path.name}."
 
 
 def write_text(path: Path, text: str) -> None:

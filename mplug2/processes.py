@@ -31,6 +31,10 @@ T = TypeVar("T")
 PATIENCE = 300
 """Seconds that the others may take to join, and to give a sign of life."""
 
+ALONE = ("coordinator_address should be defined", "initialise the XLA backend")
+"""What JAX says to a process of which nobody said anything: no cluster is there that it knows; a program that
+uses its devices already has called us. Anything else is a job that it cannot join, not one process."""
+
 STATUS = {Mplug2Error: 2, KeyboardInterrupt: 130}
 """Exit statuses by what ended a process, as mplug2.tools.main has them; 1 for anything else."""
 
@@ -117,15 +121,11 @@ def _join(coordinator: str | None, processes: int | None, process: int | None, p
             initialization_timeout=patience,
             heartbeat_timeout_seconds=patience,
         )
-    except ValueError:  # nobody said anything, and JAX knows no cluster that it is in
-        if len(missing) < len(said):
-            raise
-        return False
     except Exception as error:
-        if len(missing) == len(said) and "initialise the XLA backend" in str(error):
-            return False  # called by a program that uses its devices already
+        if len(missing) == len(said) and any(reason in str(error) for reason in ALONE):
+            return False
         place = coordinator or "the cluster that JAX found"
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ProcessError(f"the processes could not be joined at {place}: {reason}") from error
     return True
 
@@ -238,14 +238,14 @@ def spread(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(placed, tree, shardings)
 
 
-def whole(tree: Any) -> Any:
+def fetched(tree: Any) -> Any:
     """Arrays that lie on devices of all processes -> the same as NumPy arrays, whole in each."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def check_mesh(mesh: jax.sharding.Mesh) -> None:
+def check_all_used(mesh: jax.sharding.Mesh) -> None:
     """Raises ProcessError unless every process has devices in the mesh."""
     if jax.process_count() > 1 and mesh.size < jax.device_count():
         raise ProcessError(

@@ -17,7 +17,8 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,8 @@ def open_run(path: Path | str, recipe: Recipe, source: str = "", overrides: Sequ
     the recipe again later. Raises RecipeError that lists the fields in which the directory's own recipe
     differs."""
     path, told = Path(path), settings(recipe)
+    with _writable(path):
+        files.remove_unfinished(path / "run.json")
     if (path / "run.json").exists():
         run = read_run(path)
         if run.fingerprint != fingerprint(recipe):
@@ -96,13 +99,19 @@ def open_run(path: Path | str, recipe: Recipe, source: str = "", overrides: Sequ
         raise RecipeError(f"{path} is not empty and not a run directory: give another one")
     else:
         run = Run(path, source or recipe.name, tuple(overrides), fingerprint(recipe), told)
-    try:
+    with _writable(path):
         path.mkdir(parents=True, exist_ok=True)
         run = dataclasses.replace(run, sessions=(*run.sessions, _session()))
         run.write()
+    return run
+
+
+@contextmanager
+def _writable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise CheckpointError(f"run directory {path} cannot be written: {error.strerror or error}") from None
-    return run
 
 
 def default_folder(recipe: Recipe) -> Path:

@@ -4,7 +4,7 @@ stands.
 The loop hands batches to the compiled step (mplug2.step) and never waits for a step that was just begun:
 metrics stay on the devices until a line of the log is due. Ctrl-C or SIGTERM finishes the step, saves and
 returns; a second one aborts. Of several processes (mplug2.processes) all stop after the same step, whichever
-was told to.
+was told to; there only a second Ctrl-C aborts, a second SIGTERM changes nothing.
 """
 
 import dataclasses
@@ -129,7 +129,7 @@ class _Session:
 
     def __init__(self, run: Run, recipe: Recipe, network: Network, params: Parameters):
         self.run, self.recipe = run, recipe
-        processes.check_mesh(recipe.mesh.build())
+        processes.check_all_used(recipe.mesh.build())
         self.trainer = Trainer(recipe, network)
         self.frozen_hashes = {
             name: fingerprint(params[name]) for name in params if name not in self.trainer.names
@@ -293,8 +293,8 @@ class Interruption:
     """While it is entered, the first Ctrl-C or SIGTERM makes `asked` true, the second raises
     KeyboardInterrupt.
 
-    In several processes JAX itself listens for SIGTERM and tells all of them; a Ctrl-C here is passed on as
-    one.
+    In several processes JAX itself listens for SIGTERM, however many come, and tells all of them; a first
+    Ctrl-C here is passed on as one.
     """
 
     def __init__(self, logbook: Logbook | Silence):

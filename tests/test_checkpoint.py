@@ -156,6 +156,17 @@ def test_what_a_crash_left_half_written_is_not_a_checkpoint(tmp_path):
     assert [path.name for path in checkpoints.folder.iterdir()] == ["4"]
 
 
+def test_what_a_kill_leaves_of_a_checkpoint_that_is_removed_is_none(tmp_path, monkeypatch):
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda *_, **__: None)
+        checkpoints = judged(tmp_path, {1: 0.5, 2: 0.4, 3: 0.6}, "loss")
+        assert checkpoints.path(1).is_dir() and checkpoints.steps == [2, 3]
+        checkpoints.continue_from(2)
+    assert checkpoints.path(3).is_dir() and (checkpoints.steps, checkpoints.best) == ([2], 2)
+    checkpoints.continue_from(2)
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["2"]
+
+
 def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_survives(tmp_path):
     checkpoints = saved(tmp_path, 4, keep=1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,33 +1,116 @@
 """kill -9 of a training in two processes, at random instants: it goes on from its newest complete checkpoint
-and ends with the very same parameters.
+and ends with the very same parameters; in one process on one device, with the same examples and losses.
 
 The default run kills once. Fifty times: make test-slow TEST_ARGS='-k fifty -s'
 """
 
+import dataclasses
+import json
 import random
+import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from cluster import call, finish, start
-from toy import losses, run, same, toy
+from toy import classify, count, losses, same, toy
 
 from mplug2.checkpoint import Checkpoints, restore_modules
+from mplug2.data.stream import Mixture
 from mplug2.logbook import read_metrics
+from mplug2.network import Network
+from mplug2.prefetch import Batches
+from mplug2.recipe import Objective
+from mplug2.roles import Array
 from mplug2.sharding import Mesh
+from mplug2.train import data_stream, train
 
+BOTH = Mesh(fsdp=2)
 STARTING = 8.0  # seconds, in which processes begin
 SLOW = 0.03  # seconds a step takes at least, for a kill to find it
 
 
-def train_toy(folder: str, steps: str, checkpoint_every: str, wait: str) -> None:
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """A data set of `count` random pictures, whose numbers begin at `first`."""
+
+    first: int
+    count: int
+
+    def source(self, split: str) -> "Pictures":
+        return self
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        random = np.random.default_rng([self.first, index])
+        clips, label = random.integers(0, 255, (1, 2, 2, 3), np.uint8), int(random.integers(4))
+        return {"index": self.first + index, "clips": clips, "label": label}
+
+
+def label(batch: Mapping[str, Array], key: Array | None = None, *, vision: Any, head: Any) -> Array:
+    return classify({**batch, "scale": jnp.ones(len(batch["label"]))}, key, vision=vision, head=head)
+
+
+class Noted:
+    """A stream that notes in `folder` which examples it gave, and takes `wait` seconds a step at least."""
+
+    def __init__(self, batches: Batches, folder: Path, wait: float):
+        self.batches, self.wait = batches, wait
+        self.notes = folder / f"examples-{jax.process_index()}-of-{jax.process_count()}.jsonl"
+        self.get_state, self.set_state = batches.get_state, batches.set_state
+
+    def __iter__(self) -> "Noted":
+        return self
+
+    def __next__(self) -> dict[str, dict[str, np.ndarray]]:
+        time.sleep(self.wait)
+        given = next(self.batches)
+        ids = {feed: batch["index"].tolist() for feed, batch in given.items()}
+        with self.notes.open("a") as notes:
+            notes.write(json.dumps([self.get_state()["step"], ids]) + "\n")
+        return given
+
+
+def examples(folder: Path, count: int, steps: int) -> dict[int, dict[str, list[int]]]:
+    """By step and feed, what a training in `count` processes has read of the first `steps`, ascending."""
+    read: dict[int, dict[str, set[int]]] = {}
+    for notes in sorted(folder.glob(f"examples-*-of-{count}.jsonl")):
+        for step, ids in map(json.loads, notes.read_text().splitlines()):
+            for feed, some in ids.items():
+                read.setdefault(step, {}).setdefault(feed, set()).update(some)
+    return {
+        step: {feed: sorted(ids) for feed, ids in feeds.items()}
+        for step, feeds in read.items()
+        if step <= steps
+    }
+
+
+def train_toy(folder: str, steps: str, checkpoint_every: str, wait: str, mesh: Mesh = BOTH) -> None:
     """Parameters, moments and averages lie in parts on both processes."""
+    mixture = Mixture({Pictures(0, 50): 3, Pictures(100, 30): 1})
     recipe = toy(
-        steps=int(steps), checkpoint_every=int(checkpoint_every), mesh=Mesh(fsdp=2), ema=0.9, accumulate=2
+        objectives={
+            "label": Objective(task=label, data=mixture, batch=8),
+            "count": Objective(task=count, data=Pictures(200, 40), batch=4, weight=0.1),
+        },
+        steps=int(steps),
+        checkpoint_every=int(checkpoint_every),
+        mesh=mesh,
+        ema=0.9,
+        accumulate=2,
     )
-    run(recipe, Path(folder), wait=float(wait))
+    network = Network(recipe.parts)
+    composed = (network, network.init(recipe.seed))
+    train(recipe, folder, batches=Noted(data_stream(recipe), Path(folder), float(wait)), composed=composed)
 
 
 def finish_both(killed: str, whole: str, steps: str) -> None:
@@ -82,13 +165,28 @@ def survives(folder: Path, *, kills: int, steps: int, seed: int) -> int:
         words = (folder / "killed", steps, 2, SLOW)
         cut += kill(start("test_kills.train_toy", *words, count=2, devices=1), folder / "killed", chance)
         print(f"kill {number + 1}: after {Checkpoints(folder / 'killed').steps}, {cut} cut off", flush=True)
+    shutil.copytree(folder / "killed", folder / "alone")
     call("test_kills.finish_both", folder / "killed", folder / "whole", steps, count=2, devices=1)
     for ema in (True, False):
         ends = [restore_modules(folder / name, ema=ema) for name in ("killed", "whole")]
         assert ends[0][0] == ends[1][0] == steps
         same(ends[0][1], ends[1][1])
     assert losses(folder / "killed") == losses(folder / "whole")
+    read = examples(folder / "whole", 2, steps)
+    assert len(read) == steps and examples(folder / "killed", 2, steps) == read
+    goes_on_alone(folder, steps)
     return cut
+
+
+def goes_on_alone(folder: Path, steps: int) -> None:
+    """In one process on one device. What differs by rounding there grows from step to step."""
+    begun = Checkpoints(folder / "alone").steps[-1:] or [0]
+    train_toy(str(folder / "alone"), str(steps), "1000000", "0", mesh=Mesh())
+    found, expected = ([line["loss"] for line in read_metrics(folder / one)] for one in ("alone", "whole"))
+    np.testing.assert_allclose(found[: begun[0] + 60], expected[: begun[0] + 60], rtol=1e-4)
+    read = examples(folder / "whole", 2, steps)
+    rest = {step: read[step] for step in range(begun[0] + 1, steps + 1)}
+    assert rest and examples(folder / "alone", 1, steps) == rest
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path):

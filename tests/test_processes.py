@@ -7,8 +7,6 @@ Most tests look at what one job of two processes with two devices each has done 
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -18,15 +16,14 @@ import numpy as np
 import pytest
 import test_evaluate
 import test_meshes
-from cluster import call, environ, finish, free_port, start
+from cluster import call, finish, start
 from toy import losses, run, toy
 
 from mplug2 import processes
 from mplug2.checkpoint import Checkpoints, restore_modules
-from mplug2.errors import DataError, Mplug2Error
+from mplug2.errors import CheckpointError, DataError, Mplug2Error
 from mplug2.evaluate import Classification, Retrieval
 from mplug2.logbook import read_metrics
-from mplug2.processes import ProcessError
 from mplug2.recipe import Recipe
 from mplug2.run import read_run
 from mplug2.sharding import Mesh
@@ -60,6 +57,7 @@ def job(place: str) -> None:
         run(recipe(FSDP), folder / "stopped", end=7)
     said |= {"refused": refused(folder), "skipped": skipped(folder), "scores": scores(folder)}
     said["restored"] = float(restore_modules(folder / "damaged")[1]["head"]["bias"].sum())
+    said["unseen"] = unseen(folder)
     said["exchanged"] = processes.exchange(
         {"process": jax.process_index(), "text": "x" * jax.process_index()}
     )
@@ -106,6 +104,28 @@ def skipped(folder: Path) -> list[str]:
         run(recipe(FSDP, steps=10), folder / "damaged")
     assert losses(folder / "damaged") == expected
     return [str(one.message) for one in caught if "cannot be read" in str(one.message)]
+
+
+def unseen(folder: Path) -> list[str]:
+    """What is said where process 1 alone finds no folder, or not the module, in a checkpoint."""
+
+    def without_folder(path: Path) -> dict[str, None]:
+        if jax.process_index() == 1:
+            raise FileNotFoundError("no folder")
+        return {"metadata": None}
+
+    def without_module(path: Path) -> dict[str, None]:
+        if jax.process_index() == 1:
+            raise CheckpointError("no module")
+        return {"metadata": None}
+
+    said = []
+    for wanted in (without_folder, without_module):
+        with warnings.catch_warnings(), pytest.raises(CheckpointError) as error:
+            warnings.simplefilter("ignore")
+            Checkpoints(folder / "stopped").restore(wanted)
+        said.append(str(error.value))
+    return said
 
 
 CAPTIONED = test_evaluate.Memory(
@@ -213,6 +233,13 @@ def test_a_damaged_checkpoint_is_passed_over_by_all_alike(together):
     assert Checkpoints(folder / "damaged").steps == [5, 10]
 
 
+def test_a_checkpoint_that_one_process_does_not_see_is_refused_by_all(together):
+    for one in together[1]:
+        damaged, refused = one["unseen"]
+        assert damaged.endswith("checkpoints/5 cannot be read (FileNotFoundError: no folder)")
+        assert refused == "no module"
+
+
 def test_what_is_exchanged_arrives_whole(together):
     for one in together[1]:
         assert one["exchanged"] == [{"process": 0, "text": ""}, {"process": 1, "text": "x"}]
@@ -233,7 +260,7 @@ def test_evaluations_in_two_processes_are_those_of_one_to_the_last_bit(together)
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Jobs that end too early, or never begin
+# Jobs that end too early
 
 
 def lost(folder: str) -> None:
@@ -246,65 +273,6 @@ def test_what_one_process_meets_all_are_told(tmp_path):
     assert [status for status, _ in ended] == [2, 2], ended
     assert "process 1 has ended (DataError: the stream of batches has ended before" in ended[0][1]
     assert "Traceback" not in ended[0][1]
-
-
-@pytest.mark.parametrize(
-    "coordinator, count, process, told",
-    [
-        ("localhost:1234", 2, 2, "--process is 2, expected from 0 to 1"),
-        ("localhost:1234", 2, -1, "--process is -1, expected from 0 to 1"),
-        ("localhost:1234", 0, 0, "--processes is 0, expected at least 1"),
-        ("localhost", 2, 0, '--coordinator is "localhost", expected HOST:PORT'),
-        ("localhost:99999", 2, 0, "expected HOST:PORT"),
-        (None, 2, 0, "--coordinator is missing"),
-        ("localhost:1234", None, None, "--processes, --process are missing"),
-    ],
-)
-def test_what_does_not_make_a_job_is_one_sentence(coordinator, count, process, told):
-    with pytest.raises(ProcessError, match=told), processes.joined(coordinator, count, process):
-        pass
-
-
-def test_a_coordinator_that_is_not_there_is_given_up(capfd):
-    address = f"127.0.0.1:{free_port()}"
-    with pytest.raises(ProcessError, match=f"cannot be reached at {address} within 1 s.*Connection refused"):
-        with processes.joined(address, 2, 1, patience=1):
-            pass
-
-
-# ------------------------------------------------------------------------------------------------------------
-# The commands
-
-
-def mplug2(*words: object, devices: int, **variables: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "mplug2.tools.main", *map(str, words)],
-        env=environ(devices) | variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-@pytest.mark.slow
-def test_the_commands_train_and_score_in_processes_that_are_named_or_that_slurm_started(tmp_path):
-    run_dir, scores = tmp_path / "run", tmp_path / "scores.json"
-    words = ("train", "text_classify.tiny", "mesh.data=2", "steps=3", "--run-dir", run_dir)
-    address = f"127.0.0.1:{free_port()}"
-    by_name = [("--coordinator", address, "--processes", 2, "--process", process) for process in range(2)]
-    ended = finish([mplug2(*words, *named, devices=1) for named in by_name])
-    assert [status for status, _ in ended] == [0, 0], ended
-    assert "finished after step 3" in ended[0][1]
-
-    slurm = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
-    each = [slurm | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
-    told = ("eval", run_dir, "--limit", 150, "--out", scores)
-    ended = finish([mplug2(*told, devices=1, **variables) for variables in each])
-    assert [status for status, _ in ended] == [0, 0], ended
-    two = json.loads(scores.read_text())["tasks"]
-    ((status, said),) = finish([mplug2(*told, devices=1)])
-    assert status == 0, said
-    assert json.loads(scores.read_text())["tasks"] == two and two
 
 
 # ------------------------------------------------------------------------------------------------------------

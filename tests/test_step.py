@@ -53,6 +53,21 @@ def test_a_batch_or_a_mesh_that_devices_cannot_share_is_refused():
         trainer(toy(mesh=Mesh(data=0)))
 
 
+@pytest.mark.devices(8)
+def test_dropout_draws_the_same_bits_on_any_mesh():
+    def losses(mesh: Mesh) -> list[float]:
+        made, state = trainer(toy(dropout=True, mesh=mesh, log_every=1))
+        numbers, told = Numbers(made.recipe), []
+        for _ in range(3):
+            state, metrics = made.step(state, {}, jax.tree.map(made.place_batch, next(numbers)))
+            told.append(float(metrics["metrics"]["loss"]))
+        return told
+
+    alone = losses(Mesh())
+    for mesh in (Mesh(data=2), Mesh(fsdp=2, tensor=2)):
+        np.testing.assert_allclose(losses(mesh), alone, rtol=1e-5)
+
+
 def test_the_loss_is_the_sum_of_the_objectives_by_weight():
     made, state = trainer(toy(dropout=False))
     total, parts = made.loss(state["params"], {}, batch(made.recipe), None)

@@ -16,6 +16,7 @@ import optax
 import pytest
 from toy import Numbers, losses, run, same, toy, trainer
 
+from mplug2 import files
 from mplug2.checkpoint import Checkpoints, fingerprint, restore_modules
 from mplug2.errors import CheckpointError, DataError, RecipeError
 from mplug2.logbook import read_metrics
@@ -110,6 +111,14 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         open_run(tmp_path, toy())
     with pytest.raises(CheckpointError, match="it has no run.json"):
         read_run(tmp_path)
+
+
+def test_a_run_that_was_killed_as_it_wrote_its_first_file_can_be_begun_again(tmp_path):
+    writing = files.replacing(tmp_path / "run.json")
+    writing.__enter__()  # and never left, as after kill -9
+    assert len(list(tmp_path.iterdir())) == 1
+    open_run(tmp_path, toy())
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_the_run_directory_says_what_was_asked_and_on_what(tmp_path):

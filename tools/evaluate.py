@@ -2,9 +2,11 @@
 cards."""
 
 import argparse
+import signal
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 from rich.console import Console
 
 from mplug2 import hub, overrides, processes, recipes
@@ -33,6 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     if asked.limit is not None and asked.limit < 1:
         raise RecipeError(f"--limit is {asked.limit}, expected at least 1")
     with processes.joined(asked.coordinator, asked.processes, asked.process, asked.patience):
+        if jax.distributed.is_initialized():
+            # JAX takes SIGTERM for a question that a training asks after every step; here nobody asks it.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         _evaluate(asked, words[0] if words else DEFAULT, changes)
     return 0
 

@@ -91,7 +91,9 @@ class Results:
         """Prints the table, never cut: a narrow or piped screen gets long lines."""
         table = self.table()
         needed = console.measure(table, options=console.options.update(width=1000)).maximum
-        console.print(table, width=max(console.width, needed), crop=False, soft_wrap=False)
+        before, console.width = console.width, max(console.width, needed)  # `print` takes less, never more
+        console.print(table)
+        console.width = before
 
     def table(self) -> Table:
         """A table for the screen."""

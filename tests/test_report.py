@@ -1,4 +1,4 @@
-"""The report: one page, self-contained, that shows what it was given and escapes it."""
+"""The report: one page, self-contained, that shows what it was given and escapes it; scores on a screen."""
 
 import base64
 import io
@@ -6,8 +6,10 @@ import re
 
 import numpy as np
 from PIL import Image
+from rich.console import Console
 
 from mplug2.report import Exhibit, Report, Saying
+from mplug2.scores import Results, Score
 
 SCORE = {"metric": "accuracy", "value": 0.875, "low": 0.8, "high": 0.93, "blind": 0.25, "chance": 0.2, "n": 9}
 
@@ -68,3 +70,14 @@ def test_a_page_is_written_whole(tmp_path):
     report.write(tmp_path / "deep" / "report.html")
     assert (tmp_path / "deep" / "report.html").read_text() == report.html()
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["report.html"]
+
+
+def test_a_table_of_scores_is_never_cut():
+    score = Score(metric="accuracy", value=0.94, low=0.91, high=0.96, blind=0.1, chance=0.1, n=300)
+    results = Results(recipe="any", tasks={"an_evaluation_of_a_long_name/and_a_type": score}, facts={})
+    file = io.StringIO()
+    screen = Console(width=40, file=file)
+    results.show(screen)
+    said = file.getvalue()
+    assert "an_evaluation_of_a_long_name/and_a_type" in said and "91.0% to 96.0%" in said
+    assert "…" not in said and screen.width == 40

@@ -77,15 +77,7 @@ class Decoder(nnx.Module):
             execution=execution,
         )
         self.layers = Stack(
-            lambda rngs: PostNormLayer(
-                config.width,
-                config.heads,
-                config.hidden,
-                dropout=config.dropout,
-                cross=True,
-                rngs=rngs,
-                execution=execution,
-            ),
+            lambda rngs: PostNormLayer(config, cross=True, rngs=rngs, execution=execution),
             config.depth,
             rngs=rngs,
             execution=execution,

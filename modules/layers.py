@@ -9,7 +9,7 @@ Source: BERT (post-norm layer) and CLIP (pre-norm block, in vision.py) as used b
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -189,31 +189,38 @@ class MLP(nnx.Module):
         return spread(self.down(self.activation(spread(self.up(x), "mlp"))))
 
 
+class Sizes(Protocol):
+    """What a layer reads of its module's Config: units wide and hidden, and the rate of dropout."""
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def heads(self) -> int: ...
+
+    @property
+    def hidden(self) -> int: ...
+
+    @property
+    def dropout(self) -> float: ...
+
+
 class PostNormLayer(nnx.Module):
     """BERT's layer: self-attention, then (where a context is given) cross-attention, then MLP, a norm after
     each sum."""
 
     EPSILON = 1e-12
 
-    def __init__(
-        self,
-        width: int,
-        heads: int,
-        hidden: int,
-        *,
-        dropout: float,
-        cross: bool,
-        rngs: nnx.Rngs,
-        execution: Execution = Execution(),
-    ):
-        self.attention = Attention(width, heads, dropout=dropout, rngs=rngs, execution=execution)
+    def __init__(self, config: Sizes, *, cross: bool, rngs: nnx.Rngs, execution: Execution):
+        width, rate = config.width, config.dropout
+        self.attention = Attention(width, config.heads, dropout=rate, rngs=rngs, execution=execution)
         self.attention_norm = Norm(width, epsilon=self.EPSILON, rngs=rngs)
         if cross:
-            self.cross = Attention(width, heads, dropout=dropout, rngs=rngs, execution=execution)
+            self.cross = Attention(width, config.heads, dropout=rate, rngs=rngs, execution=execution)
             self.cross_norm = Norm(width, epsilon=self.EPSILON, rngs=rngs)
-        self.mlp = MLP(width, hidden, gelu, rngs=rngs)
+        self.mlp = MLP(width, config.hidden, gelu, rngs=rngs)
         self.mlp_norm = Norm(width, epsilon=self.EPSILON, rngs=rngs)
-        self.dropout = dropout
+        self.dropout = rate
 
     def __call__(
         self,

@@ -53,15 +53,7 @@ class Text(nnx.Module):
             execution=execution,
         )
         self.layers = Stack(
-            lambda rngs: PostNormLayer(
-                config.width,
-                config.heads,
-                config.hidden,
-                dropout=config.dropout,
-                cross=False,
-                rngs=rngs,
-                execution=execution,
-            ),
+            lambda rngs: PostNormLayer(config, cross=False, rngs=rngs, execution=execution),
             config.depth,
             rngs=rngs,
             execution=execution,

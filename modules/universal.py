@@ -48,15 +48,7 @@ def large() -> Config:
 class Universal(nnx.Module):
     def __init__(self, config: Config, *, rngs: nnx.Rngs, execution: Execution):
         self.layers = Stack(
-            lambda rngs: PostNormLayer(
-                config.width,
-                config.heads,
-                config.hidden,
-                dropout=config.dropout,
-                cross=True,
-                rngs=rngs,
-                execution=execution,
-            ),
+            lambda rngs: PostNormLayer(config, cross=True, rngs=rngs, execution=execution),
             config.depth,
             rngs=rngs,
             execution=execution,

@@ -197,8 +197,8 @@ class Compiled:
 
     def __call__(self, outputs: Callable[..., Any], *fixed: Any) -> Compute:
         """`outputs(*fixed, batch, **modules)`. Raises RecipeError, naming it, on a module that is missing."""
+        params = self._chosen(outputs)
         if (outputs, *fixed) not in self._known:
-            self._chosen(outputs)
 
             def compute(params: Parameters, batch: Batch) -> Any:
                 if "clips" in batch:
@@ -206,7 +206,7 @@ class Compiled:
                 return outputs(*fixed, batch, **self._network.bind(params))
 
             self._known[outputs, *fixed] = jax.jit(compute)
-        known, params = self._known[outputs, *fixed], self._chosen(outputs)
+        known = self._known[outputs, *fixed]
         return lambda batch: jax.device_get(known(params, batch))
 
     def _chosen(self, outputs: Callable[..., Any]) -> Parameters:

@@ -224,7 +224,7 @@ def held(mesh: jax.sharding.Mesh, batch: int) -> list[int]:
     return sorted({row for place in places if place for row in range(*place[0].indices(batch))})
 
 
-def spread(tree: Any, shardings: Any) -> Any:
+def place(tree: Any, shardings: Any) -> Any:
     """Arrays that every process has whole -> the same on devices of all; each places its own parts."""
     if jax.process_count() == 1:
         return jax.device_put(tree, shardings)

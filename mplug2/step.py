@@ -11,6 +11,7 @@ contrastive loss then sees only its part as negatives, and a mean over words is 
 """
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -126,7 +127,7 @@ class Trainer:
 
         params = {name: params[name] for name in self.names}
         if self.shardings is not None:
-            params = processes.spread(params, self.shardings["params"])
+            params = processes.place(params, self.shardings["params"])
         return jax.jit(copied, out_shardings=self.shardings)(params)
 
     def resume(self, step: int, saved: State) -> State:
@@ -134,7 +135,7 @@ class Trainer:
         counters = jax.jit(self._counters)()  # a buffer of its own for every number, for the step to reuse
         state = counters | saved | {"step": counters["step"] + step}
         # All of it placed alike: arrays that are not would compile the next step a second time.
-        return processes.spread(state, jax.tree.map(lambda leaf: leaf.sharding, self.abstract))
+        return processes.place(state, jax.tree.map(lambda leaf: leaf.sharding, self.abstract))
 
     def _state(self, params: Parameters) -> State:
         state = {"params": params, "moments": self.optimizer.init(params), **self._counters()}
@@ -183,16 +184,22 @@ class Trainer:
         if self.shardings is None:
             return jax.device_put(frozen)
         axes = {name: self.network.axes[name] for name in frozen}
-        return processes.spread(frozen, sharding.shardings(self.mesh, axes, frozen))
+        return processes.place(frozen, sharding.shardings(self.mesh, axes, frozen))
 
     def place_batch(self, array: Any) -> Array:
         """One array of a batch (this process's share of it) on its devices."""
         if self.shardings is None:
             return jax.device_put(array)
-        shares = sharding.batch_shares(self.mesh)
-        batch = len(array) * shares // len(processes.held(self.mesh, shares))
-        where = sharding.batch_sharding(self.mesh)
-        return jax.make_array_from_process_local_data(where, array, (batch, *array.shape[1:]))
+        here, everywhere = self._shares
+        whole = (len(array) * everywhere // here, *array.shape[1:])
+        return jax.make_array_from_process_local_data(sharding.batch_sharding(self.mesh), array, whole)
+
+    @cached_property
+    def _shares(self) -> tuple[int, int]:
+        """Of the equal parts that a batch is spread in: how many this process holds, and how many there
+        are."""
+        everywhere = sharding.batch_shares(self.mesh)
+        return len(processes.held(self.mesh, everywhere)), everywhere
 
     @property
     def _only(self) -> SingleDeviceSharding:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 import test_evaluate
 import test_meshes
@@ -24,9 +25,11 @@ from mplug2.checkpoint import Checkpoints, restore_modules
 from mplug2.errors import CheckpointError, DataError, Mplug2Error
 from mplug2.evaluate import Classification, Retrieval
 from mplug2.logbook import read_metrics
+from mplug2.network import Network, flat
 from mplug2.recipe import Recipe
 from mplug2.run import read_run
 from mplug2.sharding import Mesh
+from mplug2.step import Trainer
 from mplug2.train import train
 
 MESHES = {
@@ -37,8 +40,7 @@ ONE, FSDP = Mesh(), Mesh(fsdp=4)
 
 
 def recipe(mesh: Mesh = ONE, **changes) -> Recipe:
-    """The toy without dropout, whose random bits depend on the mesh."""
-    return toy(dropout=False, mesh=mesh, **changes)
+    return toy(mesh=mesh, **changes)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -279,18 +281,30 @@ def test_what_one_process_meets_all_are_told(tmp_path):
 # All tasks
 
 
+def all_tasks(**changes) -> Recipe:
+    return test_meshes.multi_task(steps=50, log_every=1, checkpoint_every=1, keep=50, **changes)
+
+
 def train_all_tasks(folder: str, mesh: str) -> None:
-    train(
-        test_meshes.multi_task(steps=50, log_every=1, checkpoint_every=50, mesh=Mesh(**json.loads(mesh))),
-        folder,
-    )
+    train(all_tasks(mesh=Mesh(**json.loads(mesh))), folder)
+
+
+def learned(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The losses of a run, and its first step's gradients, clipped: Adam's first moment begins as a tenth of
+    them."""
+    recipe, checkpoints = all_tasks(), Checkpoints(folder)
+    checkpoints.continue_from(1)
+    moments = Trainer(recipe, Network(recipe.parts, recipe.execution)).abstract["moments"]
+    _, items = checkpoints.restore({"optimizer": moments}) or pytest.fail("no checkpoint")
+    moment = jax.device_get(flat(optax.tree.get(items["optimizer"], "mu")))
+    return np.array([line["loss"] for line in read_metrics(folder)]), moment
 
 
 @pytest.fixture(scope="module")
-def all_tasks_alone(tmp_path_factory) -> list[float]:
+def all_tasks_alone(tmp_path_factory) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     folder = tmp_path_factory.mktemp("all")
     call("test_processes.train_all_tasks", folder, "{}", count=1, devices=1)
-    return [line["loss"] for line in read_metrics(folder)]
+    return learned(folder)
 
 
 @pytest.mark.slow
@@ -302,6 +316,7 @@ def all_tasks_alone(tmp_path_factory) -> list[float]:
         (2, {"fsdp": 2, "tensor": 4}),
         (2, {"data": 2, "sequence": 2, "tensor": 2}),
         (4, {"data": 8}),
+        (4, {"fsdp": 8}),
         (4, {"fsdp": 2, "tensor": 4}),
         (4, {"data": 2, "sequence": 2, "tensor": 2}),
     ],
@@ -312,6 +327,8 @@ def test_fifty_steps_of_all_tasks_in_several_processes_are_those_of_one(
 ):
     words = ("test_processes.train_all_tasks", tmp_path, json.dumps(mesh))
     call(*words, count=count, devices=8 // count)
-    apart = abs(np.array([line["loss"] for line in read_metrics(tmp_path)]) / all_tasks_alone - 1)
+    (expected, expected_gradients), (found, gradients) = all_tasks_alone, learned(tmp_path)
+    apart = abs(found / expected - 1)
     print(count, mesh, "relative differences: first step", apart[0], "largest", apart.max())
     assert len(apart) == 50 and apart[0] <= 1e-5 and apart.max() <= 1e-3
+    test_meshes.assert_equal_gradients(gradients, expected_gradients)

@@ -239,10 +239,14 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 def fetched(tree: Any) -> Any:
-    """Arrays that lie on devices of all processes -> the same as NumPy arrays, whole in each."""
-    if jax.process_count() == 1:
-        return jax.device_get(tree)
-    return multihost_utils.process_allgather(tree, tiled=True)
+    """Arrays, wherever they lie -> NumPy arrays, whole in each process."""
+
+    def whole(leaf: Any) -> np.ndarray:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        return np.asarray(leaf)
+
+    return jax.tree.map(whole, tree)
 
 
 def check_all_used(mesh: jax.sharding.Mesh) -> None:

@@ -132,7 +132,9 @@ class _Session:
         processes.check_all_used(recipe.mesh.build())
         self.trainer = Trainer(recipe, network)
         self.frozen_hashes = {
-            name: fingerprint(params[name]) for name in params if name not in self.trainer.names
+            name: fingerprint(processes.fetched(params[name]))
+            for name in params
+            if name not in self.trainer.names
         }
         self.checkpoints = Checkpoints(run.path, recipe.keep, recipe.best)
         self.judge = Judge(recipe, network)

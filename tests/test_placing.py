@@ -11,15 +11,20 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mplug2 import benchmark_load, hub
 from mplug2.errors import CardError
-from mplug2.hub import publishing, weights
-from mplug2.hub.placing import place
+from mplug2.hub import placing, publishing, weights
+from mplug2.hub.placing import here, place
 from mplug2.modules import decoder
 from mplug2.network import Network, flat
+from mplug2.recipes import image_caption
 from mplug2.sharding import Mesh
+from mplug2.step import Trainer
 
 
-def here():
-    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+@pytest.fixture(params=["host", "accelerator"])
+def memory(request, monkeypatch):
+    """Whose memory the devices have, as far as placing is told."""
+    monkeypatch.setattr(placing, "held_by_host", lambda where: request.param == "host")
+    return request.param
 
 
 class Watched:
@@ -34,23 +39,24 @@ class Watched:
 
 
 @pytest.mark.parametrize("dtype", list(weights.FLOATS))
-def test_placed_arrays_are_the_files_as_float32(dtype, tmp_path):
+def test_placed_arrays_are_the_files_as_float32(dtype, memory, tmp_path):
     drawn = np.random.default_rng(0).random((3, 5), np.float32).astype(weights.FLOATS[dtype])
     weights.write(tmp_path / "w", {"kernel": drawn, "scale": drawn[0, :1].reshape(())})
     arrays = weights.read(tmp_path / "w")
-    placed = place(arrays, dict.fromkeys(arrays, here()))
+    placed = place(arrays, here(arrays))
     for name, array in arrays.items():
         assert placed[name].dtype == np.float32 and placed[name].shape == array.shape
         np.testing.assert_array_equal(placed[name], array.astype(np.float32))
 
 
 @pytest.mark.parametrize("dtype", list(weights.FLOATS))
-def test_the_host_holds_no_copy(dtype, tmp_path):
+def test_an_accelerators_host_holds_no_copy(dtype, monkeypatch, tmp_path):
+    monkeypatch.setattr(placing, "held_by_host", lambda where: False)
     weights.write(tmp_path / "w", {"kernel": np.ones((4, 1 << 20), weights.FLOATS[dtype])})
     arrays = weights.read(tmp_path / "w")
-    place(arrays, dict.fromkeys(arrays, here()))  # what compiling allocates is not what is measured
+    place(arrays, here(arrays))  # what compiling allocates is not what is measured
     tracemalloc.start()
-    jax.block_until_ready(place(arrays, dict.fromkeys(arrays, here())))
+    jax.block_until_ready(place(arrays, here(arrays)))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1 << 20
@@ -59,7 +65,7 @@ def test_the_host_holds_no_copy(dtype, tmp_path):
 def test_on_a_cpu_the_arrays_are_the_mapped_file_itself(tmp_path):
     weights.write(tmp_path / "w", {"kernel": np.ones((4, 1 << 10), np.float32)})
     arrays = weights.read(tmp_path / "w")
-    placed = place(arrays, dict.fromkeys(arrays, here()))
+    placed = place(arrays, here(arrays))
     assert placed["kernel"].unsafe_buffer_pointer() == arrays["kernel"].ctypes.data
 
 
@@ -74,7 +80,7 @@ def test_each_device_reads_its_own_slice_and_nothing_else():
 
 @pytest.mark.devices(8)
 @pytest.mark.parametrize("verify", [True, False])
-def test_a_module_lies_on_a_mesh_as_training_has_it(verify, tmp_path):
+def test_a_module_lies_on_a_mesh_as_training_has_it(verify, memory, tmp_path):
     config = decoder.tiny()
     params = Network({"decoder": config}).init(0)["decoder"]
     card = publishing.publish(tmp_path, "d", "decoder", config, params, dtype="bfloat16")
@@ -84,6 +90,30 @@ def test_a_module_lies_on_a_mesh_as_training_has_it(verify, tmp_path):
         assert other.dtype == np.float32
     assert max(len(array.sharding.device_set) for array in flat(loaded).values()) == 8
     assert not all(array.is_fully_replicated for array in flat(loaded).values())
+
+
+@pytest.mark.devices(8)
+def test_what_a_recipe_loads_lies_on_its_mesh_and_goes_into_the_state_from_there(tmp_path):
+    whole = image_caption.tiny()
+    fresh = jax.jit(Network(whole.modules).init, static_argnums=0)(0)
+    for name, config in whole.modules.items():
+        publishing.publish(tmp_path, name, name, config, fresh[name], dtype="bfloat16")
+    recipe = dataclasses.replace(
+        whole,
+        modes=dict.fromkeys(whole.modules, "full") | {"vision": "frozen"},
+        cards=dict.fromkeys(whole.modules, str(tmp_path)),
+        mesh=Mesh(fsdp=4, tensor=2),
+    )
+    network, params, _ = hub.assemble(recipe)
+    trainer = Trainer(recipe, network)
+    state = {**trainer.begin(params)["params"], **trainer.place_frozen(params)}
+    for name in whole.modules:
+        found, placed = flat(params[name]), flat(state[name])
+        assert found.keys() == placed.keys()
+        for key in found:
+            assert found[key].sharding == placed[key].sharding
+            np.testing.assert_array_equal(found[key], placed[key])
+        assert not all(array.is_fully_replicated for array in found.values())
 
 
 def test_a_file_of_another_config_is_not_placed(tmp_path):

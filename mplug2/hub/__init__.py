@@ -1,7 +1,8 @@
 """The hub: find published modules, load them verified, compose them, account for every array.
 
 The shelf is the package's own folder of cards (checkpoints/). Parameters are nested dicts of float32 as in
-mplug2.network, whatever type their file stores.
+mplug2.network, whatever type their file stores, and lie on this process's first device or on the mesh that
+a recipe or a caller names: a device is given what it keeps, without a copy on the host (mplug2.hub.placing).
 """
 
 import dataclasses
@@ -103,7 +104,8 @@ def _card_files(folder: Path) -> list[Path]:
 def load(card: Card) -> tuple[Config, Parameters]:
     """A module's config and parameters. Raises CardError unless the file is the card's own, by size and
     sha256, and holds the config's arrays and no other."""
-    return card.config, _widened(stored(card))
+    arrays = stored(card)
+    return card.config, _nested(placing.place(arrays, placing.here(arrays)))
 
 
 def stored(card: Card) -> dict[str, np.ndarray]:
@@ -113,10 +115,9 @@ def stored(card: Card) -> dict[str, np.ndarray]:
 
 
 def load_onto(card: Card, mesh: jax.sharding.Mesh, *, verify: bool = True) -> Parameters:
-    """A module's parameters on the devices of a mesh, by the table in mplug2.sharding, without a copy on the
-    host: for programs that place a module themselves; training, prediction and evaluation take the host's
-    copies of `load`. `verify=False` trusts that the file was verified when it was downloaded, so that each
-    process of many reads its own slices only. Raises CardError, DownloadError."""
+    """A module's parameters on the devices of a mesh, by the table in mplug2.sharding. `verify=False` trusts
+    that the file was verified when it was downloaded, so that each process of many reads its own slices only.
+    Raises CardError, DownloadError."""
     arrays, expected = _checked(card, verify)
     axes = flat(Network({card.module: card.config}).axes[card.module])
     return _nested(placing.place(arrays, placing.on_mesh(mesh, axes, expected)))
@@ -165,11 +166,6 @@ def _arrays(card: Card, verify: bool = True) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _widened(arrays: Mapping[str, np.ndarray]) -> Parameters:
-    """float32 arrays are views of their file still, others are copies."""
-    return _nested({name: array.astype(np.float32, copy=False) for name, array in arrays.items()})
-
-
 def _nested(arrays: Mapping[str, Any]) -> Parameters:
     return nested({tuple(name.split(".")): array for name, array in arrays.items()})
 
@@ -203,8 +199,8 @@ class _Source(NamedTuple):
 
 
 def loaded(recipe: Recipe, *, initialise: Rules = NONE, skip: Rules = NONE) -> tuple[Parameters, Report]:
-    """What a recipe's modes other than `init` load, arrays that are to be initialised left out, and the
-    account of all.
+    """What a recipe's modes other than `init` load, on its mesh, arrays that are to be initialised left out,
+    and the account of all.
 
     `initialise` and `skip` are the rules by which arrays of a network or of a file may be excused. Raises
     CardError.
@@ -222,10 +218,12 @@ def loaded(recipe: Recipe, *, initialise: Rules = NONE, skip: Rules = NONE) -> t
         card = None if recipe.mode(module) == "init" else card_of(recipe, module)
         excused = tuple(initialise.get(module, ())), tuple(skip.get(module, ()))
         sources[module] = _Source(recipe.mode(module), card, *excused)
-    return _loaded(Network(parts), sources)
+    return _loaded(Network(parts), sources, recipe.mesh.build())
 
 
-def _loaded(network: Network, sources: Mapping[str, _Source]) -> tuple[Parameters, Report]:
+def _loaded(
+    network: Network, sources: Mapping[str, _Source], mesh: jax.sharding.Mesh | None = None
+) -> tuple[Parameters, Report]:
     """What the sources' cards hold, through the gate, and the account of every array of the network."""
     params: Parameters = {}
     lines: list[Line] = []
@@ -236,7 +234,10 @@ def _loaded(network: Network, sources: Mapping[str, _Source]) -> tuple[Parameter
             continue
         arrays = _arrays(card)
         passed = gate.check(card, expected, arrays, initialise=source.initialise, skip=source.skip)
-        params[module] = _widened({key: arrays[key] for key in passed.loaded})
+        chosen = {key: arrays[key] for key in passed.loaded}
+        shapes = {key: expected[key] for key in chosen}
+        where = placing.on_mesh(mesh, flat(network.axes[module]), shapes) if mesh else placing.here(chosen)
+        params[module] = _nested(placing.place(chosen, where))
         lines.append(
             Line.of(
                 module,

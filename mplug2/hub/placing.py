@@ -15,18 +15,42 @@ from mplug2.sharding import sharding
 def place(arrays: Mapping[str, np.ndarray], shardings: Mapping[str, Any]) -> dict[str, jax.Array]:
     """Arrays by name -> float32 arrays where `shardings` say. On a CPU device, float32 ones that stand at a
     multiple of 64 bytes are the mapped file itself."""
-    return {name: _place(array, shardings[name]) for name, array in arrays.items()}
-
-
-def _place(array: np.ndarray, where: Any) -> jax.Array:
-    placed = jax.make_array_from_callback(array.shape, where, lambda index: array[index])
-    if placed.dtype == jnp.float32:
+    placed = {name: _sliced(array, shardings[name]) for name, array in arrays.items()}
+    narrow = {name: array for name, array in placed.items() if array.dtype != jnp.float32}
+    if not narrow:
         return placed
-    return jax.jit(lambda narrow: narrow.astype(jnp.float32), out_shardings=where)(placed)
+    wide = jax.jit(_widened, out_shardings={name: shardings[name] for name in narrow})(narrow)
+    return placed | wide
+
+
+def _sliced(array: np.ndarray, where: jax.sharding.Sharding) -> jax.Array:
+    def own(index: Any) -> np.ndarray:
+        # Where it is the host that holds the array, to widen on the way needs no program.
+        return array[index].astype(np.float32, copy=False) if held else array[index]
+
+    held = held_by_host(where)
+    return jax.make_array_from_callback(array.shape, where, own)
+
+
+def held_by_host(where: jax.sharding.Sharding) -> bool:
+    """Whether the memory of those devices is the host's own."""
+    return all(device.platform == "cpu" for device in where.device_set)
+
+
+def _widened(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: array.astype(jnp.float32) for name, array in arrays.items()}
+
+
+def here(names: Any) -> dict[str, jax.sharding.Sharding]:
+    """This process's first device, for each of the names."""
+    return dict.fromkeys(names, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
 
 
 def on_mesh(
     mesh: jax.sharding.Mesh, axes: Mapping[str, Any], shapes: Mapping[str, Any]
-) -> dict[str, jax.sharding.NamedSharding]:
-    """Where the arrays of a module lie, from their logical axes and shapes by name."""
+) -> dict[str, jax.sharding.Sharding]:
+    """Where the arrays of a module lie, from their logical axes and shapes by name. A mesh of one device is
+    that device, as in training."""
+    if mesh.size == 1:
+        return dict.fromkeys(shapes, jax.sharding.SingleDeviceSharding(mesh.devices.flat[0]))
     return {name: sharding(mesh, axes[name], shape.shape) for name, shape in shapes.items()}

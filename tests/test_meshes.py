@@ -107,9 +107,9 @@ def contrast(mesh: Mesh) -> Recipe:
     return Recipe(
         name="contrast",
         modules={
-            "vision": vision.Config(image=(32, 32), stem=vision.Patches(patch=8), width=32, depth=1, heads=4),
+            "vision": vision.Config(image=(32, 32), stem=vision.Patches(patch=8), width=32, depth=3, heads=4),
             "text": dataclasses.replace(text.tiny(), vocabulary=world.VOCABULARY, heads=4),
-            "universal": dataclasses.replace(universal.tiny(), depth=1, heads=4),
+            "universal": dataclasses.replace(universal.tiny(), depth=3, heads=4),
             "contrastive": heads.ContrastiveConfig(width=32, space=16),
         },
         objectives={"contrast": Objective(task=tasks.contrast, data=None, batch=PAIRS)},
@@ -165,6 +165,7 @@ def test_under_tensor_parameters_are_gathered_over_fsdp_alone():
     assert f"f32[{world.VOCABULARY // slices},{width}]" in gathered  # the word table
     for whole in ((1, width, hidden), (1, hidden, width), (world.VOCABULARY, width)):
         assert f"f32[{','.join(map(str, whole))}]" not in gathered
+    assert not [shape for shape in gathered if shape.startswith("f32[3,")]  # a stack, all its layers at once
 
 
 @pytest.mark.devices(8)

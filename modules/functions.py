@@ -20,7 +20,8 @@ from mplug2.sharding import here
 KEPT = "kept"
 
 PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.dots_saveable, jax.checkpoint_policies.save_only_these_names(KEPT)
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(KEPT),
 )
 """What the backward pass does not compute again, by Execution's remat "dots": products, and what drops out,
 which is a bit to save but slow to draw."""
@@ -128,11 +129,17 @@ attention.defvjp(_attention_forward, _attention_backward)
 def fused_attention(
     query: Array, keys: Array, values: Array, mask: Array | None, implementation: str
 ) -> Array:
-    """`attention` without dropout by `jax.nn.dot_product_attention`, its "xla" or "cudnn": no weights are
-    kept for the gradient.
+    """`attention` without dropout by `jax.nn.dot_product_attention`, its "xla" or "cudnn", or by the "splash"
+    kernels of TPUs, and XLA's where those do not fit: no weights are kept for the gradient.
 
-    A row that may look nowhere is undefined by cuDNN.
+    A row that may look nowhere is undefined by cuDNN and splash.
     """
+    if implementation == "splash":
+        from mplug2.modules import splash  # half a second that only TPUs need
+
+        if splash.fits(query, keys, mask):
+            return splash.splash_attention(query, keys, values, mask)
+        implementation = "xla"
     turned = (rearrange(x, "... k n d -> (...) n k d") for x in (query, keys, values))
     if mask is not None:
         mask = jnp.broadcast_to(mask, (*query.shape[:-3], 1, query.shape[-2], keys.shape[-2]))

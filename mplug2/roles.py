@@ -27,13 +27,14 @@ class Execution:
     float32); `remat` says what the backward pass computes again: nothing, everything but matrix products
     ("offload": those with weights wait in the host's memory), or whole layers; `scan` runs stacked layers as
     one `lax.scan` (quick to compile) instead of unrolling them (quick to run); `attention` is who computes it
-    where no weights drop out: our own written-out products, XLA's, or cuDNN's fused kernel (GPUs, bfloat16).
+    where no weights drop out: our own written-out products, XLA's, cuDNN's fused kernel (GPUs, bfloat16), or
+    JAX's splash kernels (TPUs).
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "offload", "full"] = "none"
     scan: bool = True
-    attention: Literal["written", "xla", "cudnn"] = "written"
+    attention: Literal["written", "xla", "cudnn", "splash"] = "written"
 
 
 @runtime_checkable

@@ -144,13 +144,30 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     mesh = here()
     if mesh is None:
         return x
+    return jax.lax.with_sharding_constraint(x, _activation(mesh, axes, x.shape, PADDED))
+
+
+def even(shape: tuple[int, ...], *axes: str | None) -> PartitionSpec:
+    """How `constrain` spreads an array whose parts are to be of one size: nothing is padded. On a mesh."""
+    mesh = here()
+    assert mesh is not None
+    return _activation(mesh, axes, shape, frozenset())
+
+
+def shares(axis: str) -> int:
+    """Among how many devices a dimension of that logical axis may be spread here; 1 off a mesh."""
+    mesh = here()
+    return 1 if mesh is None else _count(mesh, RULES[axis])
+
+
+def _activation(mesh: AnyMesh, axes: Axes, shape: tuple[int, ...], padded: frozenset[str]) -> PartitionSpec:
     rules, fits, taken = [RULES[axis] for axis in axes], [], set()
-    for axis, rule, size in zip(axes, rules, x.shape, strict=True):
+    for axis, rule, size in zip(axes, rules, shape, strict=True):
         count = _count(mesh, rule)
-        fit = (size >= count if axis in PADDED else size % count == 0) and taken.isdisjoint(rule)
+        fit = (size >= count if axis in padded else size % count == 0) and taken.isdisjoint(rule)
         taken.update(rule if fit else ())
         fits.append(fit)
-    return jax.lax.with_sharding_constraint(x, _spec(mesh, rules, fits))
+    return _spec(mesh, rules, fits)
 
 
 def gathered(parameter: jax.Array, axes: Axes) -> jax.Array:

@@ -77,12 +77,16 @@ def check_mesh(recipe: Recipe, mesh: sharding.AnyMesh) -> None:
 
 
 def check_attention(recipe: Recipe, platform: str) -> None:
-    """Raises RecipeError where cuDNN is asked for and cannot be had."""
-    execution = recipe.execution
-    if execution.attention == "cudnn" and (platform in ("cpu", "tpu") or execution.dtype != "bfloat16"):
+    """Raises RecipeError where kernels are asked for that cannot be had."""
+    asked, dtype, needed = recipe.execution.attention, recipe.execution.dtype, ""
+    if asked == "cudnn" and (platform in ("cpu", "tpu") or dtype != "bfloat16"):
+        needed = "GPUs and execution.dtype=bfloat16"
+    elif asked == "splash" and platform != "tpu":
+        needed = "TPUs"
+    if needed:
         raise RecipeError(
-            f"recipe {recipe.name}: execution.attention=cudnn needs GPUs and execution.dtype=bfloat16,"
-            f" here are {platform} and {execution.dtype}; written and xla run anywhere"
+            f"recipe {recipe.name}: execution.attention={asked} needs {needed}, here are {platform} and"
+            f" {dtype}; written and xla run anywhere"
         )
 
 

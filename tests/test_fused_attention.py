@@ -1,13 +1,23 @@
 """Fused attention is our own, written-out one: values and gradients, with every kind of mask."""
 
+import importlib.util
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from mplug2 import sharding
 from mplug2.modules.functions import attention, fused_attention
+from mplug2.modules.splash import fits, splash_attention
+from mplug2.plan import machines
+from mplug2.roles import Array
+from mplug2.sharding import Mesh
 
 MASKS = {
     "none": None,
@@ -16,22 +26,106 @@ MASKS = {
 }
 
 
+AXES = (("batch", "heads", "tokens", None), ("batch", "frames", "heads", "tokens", None))
+
+Attend = Callable[[Array, Array, Array], Array]
+
+
+def value_and_gradients(attend: Attend, parts: Sequence[Array]) -> Any:
+    """Of a sum of what is attended to, by weights that no two numbers share."""
+
+    def weighed(*parts: Array) -> Array:
+        mixed = attend(*parts)
+        return (mixed * jnp.cos(jnp.arange(mixed.size)).reshape(mixed.shape)).sum()
+
+    return jax.jit(jax.value_and_grad(weighed, argnums=(0, 1, 2)))(*parts)
+
+
+def assert_ours(attend: Attend, parts: Sequence[Array], mask: Array | None) -> None:
+    written: Any = attention
+    ours = value_and_gradients(lambda q, k, v: written(q, k, v, mask, None, 0.0), parts)
+    found = value_and_gradients(attend, parts)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, ours)
+
+
+def normal(*shapes: tuple[int, ...]) -> list[Array]:
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+
+
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())
 @pytest.mark.parametrize("shape", [(2, 3, 6, 8), (2, 4, 3, 6, 8)], ids=["tokens", "frames"])
 def test_xlas_attention_and_its_gradients_are_ours(mask, shape):
     if mask is not None and len(shape) == 5:
         mask = mask if mask.ndim == 2 else mask[:, None]
-    inputs = [jax.random.normal(key, shape) for key in jax.random.split(jax.random.key(0), 4)]
-    *parts, weights = inputs
-    written: Any = attention
-    by_xla: Any = fused_attention
+    assert_ours(lambda q, k, v: fused_attention(q, k, v, mask, "xla"), normal(shape, shape, shape), mask)
 
-    def ours(*parts):
-        return (written(*parts, mask, None, 0.0) * weights).sum()
 
-    def fused(*parts):
-        return (by_xla(*parts, mask, "xla") * weights).sum()
+# ------------------------------------------------------------------------------------------------------------
+# TPUs' kernels, run as plain JAX
 
-    one = jax.jit(jax.value_and_grad(ours, argnums=(0, 1, 2)))(*parts)
-    other = jax.jit(jax.value_and_grad(fused, argnums=(0, 1, 2)))(*parts)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, other)
+HIDDEN = (jnp.arange(130) < jnp.array([[97], [130]]))[:, None, None, :]
+"""Of 130 keys, no multiple of a tile: the first of two examples has but 97."""
+
+splash = partial(splash_attention, interpret=True)
+
+
+@pytest.mark.parametrize("mask", [None, HIDDEN], ids=["none", "padding"])
+def test_splash_attention_and_its_gradients_are_ours(mask):
+    query, *memory = normal((2, 2, 140, 8), (2, 2, 130, 8), (2, 2, 130, 8))
+    assert_ours(lambda q, k, v: splash(q, k, v, mask), [query, *memory], mask)
+
+
+@pytest.mark.devices(8)
+@pytest.mark.parametrize("frames", [(), (2,)], ids=["tokens", "frames"])
+def test_splash_attention_on_a_mesh_is_ours_and_heads_and_queries_are_spread(frames):
+    mesh = Mesh(data=2, sequence=2, tensor=2).build()
+    shape = (2, *frames, 2, 130, 8)
+    mask = HIDDEN[:, None] if frames else HIDDEN
+    spread: list[Any] = []
+
+    def attend(query: Array, keys: Array, values: Array) -> Array:
+        with sharding.on(mesh):
+            mixed = splash(query, keys, values, mask)
+            spread.append(sharding.even((2, *frames, 2, 256, 8), *AXES[len(frames)]))
+            return mixed
+
+    with jax.set_mesh(mesh):
+        assert_ours(attend, normal(shape, shape, shape), mask)
+    frame, tokens = ("sequence", None) if frames else (None, "sequence")
+    assert spread[0] == PartitionSpec(("data", "fsdp"), *([frame] if frames else []), "tensor", tokens, None)
+
+
+@pytest.mark.parametrize(
+    "queries, keys, mask, fit",
+    [
+        (257, 257, None, True),
+        (130, 130, HIDDEN, True),
+        (130, 130, jnp.tril(jnp.ones((130, 130), bool)), False),
+        (50, 785, None, False),  # the keys are what a mesh spreads
+        (197, 20, None, False),  # mostly padding
+    ],
+)
+def test_splash_serves_where_tiles_are_filled_and_the_mask_is_of_keys(queries, keys, mask, fit):
+    query, memory = jnp.zeros((2, 2, queries, 8)), jnp.zeros((2, 2, keys, 8))
+    assert fits(query, memory, mask) == fit
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason='libtpu is not installed: pip install "mplug2[plan-tpu]"',
+)
+@pytest.mark.parametrize("how", ["xla", "splash"])
+def test_compiled_for_tpus_splash_alone_writes_no_weights(how):
+    mesh = Mesh(sequence=2, tensor=2).build(machines.find("v5e:2x2").devices)
+    place = NamedSharding(mesh, PartitionSpec(None, "tensor", "sequence"))
+    side = jax.ShapeDtypeStruct((2, 2, 520, 64), jnp.bfloat16, sharding=place)
+
+    def attend(query: Array, keys: Array, values: Array) -> Array:
+        with sharding.on(mesh):
+            return fused_attention(query, keys, values, None, how).astype(jnp.float32).sum()
+
+    compiled = jax.jit(jax.grad(attend, argnums=(0, 1, 2))).lower(side, side, side).compile()
+    program = compiled.as_text() or ""
+    assert ("tpu_custom_call" in program) == (how == "splash")
+    assert bool(re.search(r"\[[\d,]*260,520\]", program)) == (how == "xla")

@@ -35,9 +35,11 @@ def test_accumulated_gradients_equal_the_whole_batchs():
     )
 
 
-def test_cudnn_is_refused_where_it_cannot_be_had():
-    with pytest.raises(RecipeError, match="attention=cudnn needs GPUs .* here are cpu and bfloat16; written"):
-        trainer(toy(execution=Execution(attention="cudnn", dtype="bfloat16")))
+@pytest.mark.parametrize("attention, needed", [("cudnn", "GPUs and .*"), ("splash", "TPUs")])
+def test_kernels_are_refused_where_they_cannot_be_had(attention, needed):
+    said = f"attention={attention} needs {needed}, here are cpu and bfloat16; written"
+    with pytest.raises(RecipeError, match=said):
+        trainer(toy(execution=Execution(attention=attention, dtype="bfloat16")))
 
 
 def test_a_batch_that_does_not_divide_is_refused():

@@ -1,0 +1,94 @@
+"""Attention on TPUs by the splash kernels that come with JAX: weights are never in main memory, neither
+forward nor backward.
+
+A kernel works in tiles of 128 tokens. Sides are padded to them, and the keys that are padding are hidden; of
+fewer tokens than a tile the padding would cost more than it saves (`fits`).
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    BlockSizes,
+    FullMask,
+    MultiHeadMask,
+    SegmentIds,
+    make_splash_mha_single_device,
+)
+
+from mplug2.roles import Array
+from mplug2.sharding import even, here, shares
+
+TILE = 128
+
+BLOCKS = (512, 384, 256, 128)
+"""Tokens that a kernel holds at once, the most that divides: multiples of a tile."""
+
+
+def fits(query: Array, keys: Array, mask: Array | None) -> bool:
+    """Whether the kernels serve: as many queries as keys or more (those are what a mesh spreads), a tile of
+    each or more, and a mask of keys alone, `B 1 1 M` or `B 1 1 1 M`, or none."""
+    by_key = mask is None or (mask.ndim == query.ndim and mask.shape[-3:-1] == (1, 1))
+    return by_key and query.shape[-2] >= keys.shape[-2] >= TILE
+
+
+def splash_attention(
+    query: Array, keys: Array, values: Array, mask: Array | None, *, interpret: bool = False
+) -> Array:
+    """`mplug2.modules.functions.attention` without dropout, of what `fits`. On a mesh each device attends
+    with its own examples, heads and queries. `interpret` runs the kernels as plain JAX, on any device."""
+    tokens = query.shape[-2]
+    lead = ("batch", "frames")[: query.ndim - 3]
+    visible = jnp.ones((*query.shape[:-3], keys.shape[-2]), bool)
+    if mask is not None:
+        visible &= mask[..., 0, 0, :]
+    query, keys, values = _padded(query, TILE * shares("tokens")), _padded(keys, TILE), _padded(values, TILE)
+    visible = jnp.pad(visible, [(0, 0)] * len(lead) + [(0, keys.shape[-2] - visible.shape[-1])])
+    attend = partial(_attend, interpret=interpret)
+    if here() is not None:
+        queries = even(query.shape, *lead, "heads", "tokens", None)
+        whole = even(keys.shape, *lead, "heads", None, None)
+        seen = even(visible.shape, *lead, None)
+        specs = (queries, whole, whole, seen)
+        attend = jax.shard_map(attend, in_specs=specs, out_specs=queries, check_vma=False)
+    return attend(query, keys, values, visible)[..., :tokens, :]
+
+
+def _padded(x: Array, multiple: int) -> Array:
+    """`... N D` with N up to the next multiple."""
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, -x.shape[-2] % multiple), (0, 0)])
+
+
+def _attend(query: Array, keys: Array, values: Array, visible: Array, *, interpret: bool) -> Array:
+    """Of one device; `visible` is `B M` or `B T M`."""
+    heads, many, width = query.shape[-3:]
+    few = keys.shape[-2]
+    queries, memory = _block(many), _block(few)
+    kernel: Any = make_splash_mha_single_device(
+        MultiHeadMask([FullMask((many, few))] * heads),
+        block_sizes=BlockSizes(
+            block_q=queries,
+            block_kv=memory,
+            block_q_dkv=queries,
+            block_kv_dkv=memory,
+            use_fused_bwd_kernel=True,
+        ),
+        interpret=interpret,
+    )
+    # Who may see each other has the same number.
+    queried, seen = jnp.zeros(many, jnp.int32), (~visible).astype(jnp.int32)
+
+    def one(query: Array, keys: Array, values: Array, seen: Array) -> Array:
+        return kernel(query, keys, values, SegmentIds(queried, seen))
+
+    def clips(x: Array, axes: int) -> Array:
+        return x.reshape(-1, *x.shape[x.ndim - axes :])
+
+    mixed = jax.vmap(one)(clips(query * width**-0.5, 3), clips(keys, 3), clips(values, 3), clips(seen, 1))
+    return mixed.reshape(query.shape)
+
+
+def _block(tokens: int) -> int:
+    return next(block for block in BLOCKS if tokens % block == 0)

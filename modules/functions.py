@@ -23,11 +23,12 @@ PRODUCTS = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     jax.checkpoint_policies.save_only_these_names(KEPT),
 )
-"""What the backward pass does not compute again, by Execution's remat "dots": products, and what drops out,
-which is a bit to save but slow to draw."""
+"""What the backward pass does not compute again, by Execution's remat "dots": products with weights, and what
+drops out, which is a bit to save but slow to draw. Attention's own products are little work and large arrays
+(arXiv:2205.05198, section 5)."""
 
 OFFLOADED = jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host")
-"""Remat "offload": products with weights wait in the host's memory, the rest is computed again."""
+"""Remat "offload": the same products wait in the host's memory."""
 
 
 @jax.custom_vjp

@@ -24,8 +24,8 @@ class Execution:
     """How a network is run; never what it computes. Part of a recipe, given to each module when it is built.
 
     `dtype` is the type that activations flow in (parameters, softmax, norms' statistics and losses stay
-    float32); `remat` says what the backward pass computes again: nothing, everything but matrix products
-    ("offload": those with weights wait in the host's memory), or whole layers; `scan` runs stacked layers as
+    float32); `remat` says what the backward pass computes again: nothing, everything but products with
+    weights ("offload": they wait in the host's memory), or whole layers; `scan` runs stacked layers as
     one `lax.scan` (quick to compile) instead of unrolling them (quick to run); `attention` is who computes it
     where no weights drop out: our own written-out products, XLA's, cuDNN's fused kernel (GPUs, bfloat16), or
     JAX's splash kernels (TPUs).

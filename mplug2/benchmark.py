@@ -6,6 +6,7 @@ multiply-add; what `remat` computes again is not counted. CPU time is given besi
 that others use it is the steadier of the two."""
 
 import ctypes
+import gc
 import os
 import statistics
 import sys
@@ -142,7 +143,8 @@ def measure_step(
     shapes = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), dict(batches))
     flops = step_flops(recipe, shapes)
 
-    # Compiled before the state exists: the compiler's own memory is then no part of the peak.
+    # Compiled before the state exists: the compiler's own memory is then no part of the peak; nor is what
+    # drawing the state took.
     clock = Clock()
     compiled = trainer.lower(shapes).compile()
     compile_wall, compile_cpu = clock.lap()
@@ -157,6 +159,7 @@ def measure_step(
     del params
     placed = jax.tree.map(trainer.place_batch, dict(batches))
     jax.block_until_ready((state, frozen, placed))
+    _give_back_freed_memory()
 
     state, metrics = compiled(state, frozen, placed)
     first = float(jax.block_until_ready((state, metrics))[1]["metrics"]["loss"])
@@ -249,8 +252,8 @@ def peak_resident_bytes() -> int:
 
 
 def _give_back_freed_memory() -> None:
-    """What the compiler has freed goes back to the system, where the C library knows how: glibc would keep
-    it."""
+    """What has been freed goes back to the system, where the C library knows how: glibc would keep it."""
+    gc.collect()
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
         library.malloc_trim(0)
 

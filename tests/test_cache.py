@@ -60,6 +60,13 @@ def test_what_is_kept_is_found_listed_and_cannot_be_edited(cache, capsys):
     assert "vision.safetensors" in said and sha256[:12] in said and "1 files" in said
 
 
+def test_pins_are_listed_with_where_they_lie(cache, capsys):
+    cache.pin("mplug2_pretrain", {"sha256": "ab" * 32, "bytes": 3})
+    assert main(["cache", "list"]) == 0
+    said = capsys.readouterr().out
+    assert f"pinned  {'ab' * 6}  mplug2_pretrain" in said and str(cache.pin_path("mplug2_pretrain")) in said
+
+
 def test_an_empty_cache_is_listed_and_pruned(cache, capsys):
     for action in ("list", "verify", "prune"):
         assert main(["cache", action]) == 0

@@ -13,7 +13,9 @@ def main(argv: list[str]) -> int:
         description="The cache of downloaded files. MPLUG2_CACHE names its folder.",
     )
     actions = parser.add_subparsers(metavar="ACTION", required=True)
-    actions.add_parser("list", help="every file: size, sha256, name, last use").set_defaults(act=show)
+    actions.add_parser(
+        "list", help="every file: size, sha256, name, last use; and what is pinned"
+    ).set_defaults(act=show)
     actions.add_parser(
         "verify", help="read every file; remove those that are damaged (exit status 1)"
     ).set_defaults(act=verify)
@@ -30,6 +32,8 @@ def show(cache: Cache, asked: argparse.Namespace) -> int:
     entries = cache.entries()
     for entry in entries:
         print(f"{line(entry)}  used {time.strftime('%Y-%m-%d', time.localtime(entry.used))}")
+    for name, sha256 in cache.pins().items():
+        print(f"{'pinned':>13}  {sha256[:12]}  {name}  (remove {cache.pin_path(name)} to take another file)")
     print(f"{len(entries)} files, {total(entries)} in {cache.folder}")
     return 0
 

@@ -133,6 +133,11 @@ class Cache:
             raise DownloadError(f"{path}: does not say what was taken for {name}; remove it to take any")
         return value
 
+    def pins(self) -> dict[str, str]:
+        """The sha256 that is taken for each name. Raises DownloadError as `pinned` does."""
+        names = sorted(path.stem for path in (self.folder / "pins").glob("*.json"))
+        return {name: self.pinned(name)["sha256"] for name in names}
+
     def pin_path(self, name: str) -> Path:
         """Where it is recorded, or would be."""
         return self.folder / "pins" / f"{name}.json"

@@ -222,7 +222,7 @@ def test_every_mesh_is_considered_once():
 @pytest.mark.devices(8)
 @pytest.mark.slow
 def test_the_command_reports_a_recipe_and_writes_it(tmp_path, capsys):
-    words = "plan text_classify.tiny --topology cpu:8 --mesh fsdp=2,tensor=2,data=2"
+    words = "plan text_classify.tiny accumulate=1 --topology cpu:8 seed=1 --mesh fsdp=2,tensor=2,data=2"
     assert command.main([*words.split(), "--json", str(tmp_path / "plan.json")]) == 0
     text = capsys.readouterr().out
     assert all(word in text for word in ("parameters", "temporary", "all-gather", "textbook", "FLOPs"))

@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
         help="on paper only: the mesh grown or shrunk to N devices, as many examples a device",
     )
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON as well")
-    given = parser.parse_args(argv)
+    given = parser.parse_intermixed_args(argv)
     recipe = apply(recipes.find(given.recipe), given.overrides)
     recipe = textbook.with_batches(recipe, given.batches_times)
     if given.mesh:

@@ -15,7 +15,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from mplug2.roles import Array
-from mplug2.sharding import here
+from mplug2.sharding import Axes, here
 
 KEPT = "kept"
 
@@ -128,18 +128,18 @@ attention.defvjp(_attention_forward, _attention_backward)
 
 
 def fused_attention(
-    query: Array, keys: Array, values: Array, mask: Array | None, implementation: str
+    query: Array, keys: Array, values: Array, mask: Array | None, implementation: str, axes: Axes
 ) -> Array:
     """`attention` without dropout by `jax.nn.dot_product_attention`, its "xla" or "cudnn", or by the "splash"
     kernels of TPUs, and XLA's where those do not fit: no weights are kept for the gradient.
 
-    A row that may look nowhere is undefined by cuDNN and splash.
+    `axes` are the logical ones of the query. A row that may look nowhere is undefined by cuDNN and splash.
     """
     if implementation == "splash":
         from mplug2.modules import splash  # half a second that only TPUs need
 
         if splash.fits(query, keys, mask):
-            return splash.splash_attention(query, keys, values, mask)
+            return splash.splash_attention(query, keys, values, mask, axes)
         implementation = "xla"
     turned = (rearrange(x, "... k n d -> (...) n k d") for x in (query, keys, values))
     if mask is not None:

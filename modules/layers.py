@@ -29,7 +29,7 @@ from mplug2.modules.functions import (
     keep,
 )
 from mplug2.roles import PAD, Array, Execution, split_key
-from mplug2.sharding import constrain, gathered, here
+from mplug2.sharding import Axes, constrain, gathered, here
 
 Initializer = Callable[[Array, tuple[int, ...]], Array]
 
@@ -72,9 +72,13 @@ def spread_pictures(x: Array, channels: str | None = None) -> Array:
     return constrain(x, *("batch", "frames")[: x.ndim - 3], None, None, channels)
 
 
-def spread_heads(x: Array, tokens: str | None) -> Array:
+def spread_heads(x: Array, tokens: str | None, last: str | None = None) -> Array:
     """The same of heads, `B K N D` or `B T K N D`; `tokens` names N, None where it is to be whole."""
-    return constrain(x, *("batch", "frames")[: x.ndim - 3], "heads", tokens, None)
+    return constrain(x, *heads_axes(x, tokens, last))
+
+
+def heads_axes(x: Array, tokens: str | None, last: str | None = None) -> Axes:
+    return (*("batch", "frames")[: x.ndim - 3], "heads", tokens, last)
 
 
 # -----------------------------------------------------------------------------------------------------------
@@ -163,10 +167,11 @@ class Attention(nnx.Module):
         query, keys, values = spread_heads(query, many), spread_heads(keys, few), spread_heads(values, few)
         kept = keep(key, self.dropout, (*query.shape[:-1], keys.shape[-2]))
         if kept is not None:
-            kept = constrain(kept, *("batch", "frames")[: kept.ndim - 3], "heads", many, few)
+            kept = spread_heads(kept, many, few)
         mixed: Array
         if kept is None and self.implementation != "written":
-            mixed = fused_attention(query, keys, values, mask, self.implementation)
+            axes = heads_axes(query, many)
+            mixed = fused_attention(query, keys, values, mask, self.implementation, axes)
         else:
             mixed = attention(query, keys, values, mask, kept, self.dropout)
         return spread(self.out(spread(rearrange(mixed, "... k n d -> ... n (k d)"), "heads")))
@@ -190,7 +195,7 @@ class MLP(nnx.Module):
 
 
 class Sizes(Protocol):
-    """What a layer reads of its module's Config: units wide and hidden, and the rate of dropout."""
+    """What a layer reads of its module's Config: width, heads, hidden units, and the rate of dropout."""
 
     @property
     def width(self) -> int: ...

@@ -19,12 +19,12 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 
 from mplug2.roles import Array
-from mplug2.sharding import even, here, shares
+from mplug2.sharding import Axes, even, here, shares
 
 TILE = 128
 
-BLOCKS = (512, 384, 256, 128)
-"""Tokens that a kernel holds at once, the most that divides: multiples of a tile."""
+BLOCK = 1024
+"""Tokens of a side that a kernel holds at once, at most; that many squared are 4 MB of scores."""
 
 
 def fits(query: Array, keys: Array, mask: Array | None) -> bool:
@@ -35,25 +35,27 @@ def fits(query: Array, keys: Array, mask: Array | None) -> bool:
 
 
 def splash_attention(
-    query: Array, keys: Array, values: Array, mask: Array | None, *, interpret: bool = False
+    query: Array, keys: Array, values: Array, mask: Array | None, axes: Axes, *, interpret: bool = False
 ) -> Array:
     """`mplug2.modules.functions.attention` without dropout, of what `fits`. On a mesh each device attends
-    with its own examples, heads and queries. `interpret` runs the kernels as plain JAX, on any device."""
-    tokens = query.shape[-2]
-    lead = ("batch", "frames")[: query.ndim - 3]
-    visible = jnp.ones((*query.shape[:-3], keys.shape[-2]), bool)
+    with its own examples, heads and queries, by the logical `axes` of the query. `interpret` runs the kernels
+    as plain JAX, on any device."""
+    tokens, lead = query.shape[-2], query.ndim - 3
+    visible = jnp.ones((*query.shape[:lead], keys.shape[-2]), bool)
     if mask is not None:
         visible &= mask[..., 0, 0, :]
-    query, keys, values = _padded(query, TILE * shares("tokens")), _padded(keys, TILE), _padded(values, TILE)
-    visible = jnp.pad(visible, [(0, 0)] * len(lead) + [(0, keys.shape[-2] - visible.shape[-1])])
+    spread = _padded(query, TILE * shares(axes[-2]))
+    if here() is None or even(spread.shape, *axes)[-2] is None:  # other axes take those devices
+        spread = _padded(query, TILE)
+    keys, values = _padded(keys, TILE), _padded(values, TILE)
+    visible = jnp.pad(visible, [(0, 0)] * lead + [(0, keys.shape[-2] - visible.shape[-1])])
     attend = partial(_attend, interpret=interpret)
     if here() is not None:
-        queries = even(query.shape, *lead, "heads", "tokens", None)
-        whole = even(keys.shape, *lead, "heads", None, None)
-        seen = even(visible.shape, *lead, None)
-        specs = (queries, whole, whole, seen)
-        attend = jax.shard_map(attend, in_specs=specs, out_specs=queries, check_vma=False)
-    return attend(query, keys, values, visible)[..., :tokens, :]
+        by_query = even(spread.shape, *axes)
+        by_key = even(keys.shape, *axes[:-2], None, None)
+        specs = (by_query, by_key, by_key, even(visible.shape, *axes[:lead], None))
+        attend = jax.shard_map(attend, in_specs=specs, out_specs=by_query, check_vma=False)
+    return attend(spread, keys, values, visible)[..., :tokens, :]
 
 
 def _padded(x: Array, multiple: int) -> Array:
@@ -91,4 +93,4 @@ def _attend(query: Array, keys: Array, values: Array, visible: Array, *, interpr
 
 
 def _block(tokens: int) -> int:
-    return next(block for block in BLOCKS if tokens % block == 0)
+    return next(block for block in range(BLOCK, 0, -TILE) if tokens % block == 0)

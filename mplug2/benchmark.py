@@ -143,8 +143,7 @@ def measure_step(
     shapes = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), dict(batches))
     flops = step_flops(recipe, shapes)
 
-    # Compiled before the state exists: the compiler's own memory is then no part of the peak; nor is what
-    # drawing the state took.
+    # Compiled before the state exists: the compiler's own memory is then no part of the peak.
     clock = Clock()
     compiled = trainer.lower(shapes).compile()
     compile_wall, compile_cpu = clock.lap()
@@ -159,7 +158,7 @@ def measure_step(
     del params
     placed = jax.tree.map(trainer.place_batch, dict(batches))
     jax.block_until_ready((state, frozen, placed))
-    _give_back_freed_memory()
+    _give_back_freed_memory()  # nor is what drawing the state took
 
     state, metrics = compiled(state, frozen, placed)
     first = float(jax.block_until_ready((state, metrics))[1]["metrics"]["loss"])

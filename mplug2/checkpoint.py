@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
@@ -213,7 +214,8 @@ def fingerprint(params: Mapping[str, Any]) -> str:
     """sha256 of one module's arrays: their names, types, shapes and values."""
     digest = hashlib.sha256()
     for name, leaf in sorted(flat(params).items()):
-        array = np.ascontiguousarray(leaf)
+        # Of a copy: an array of a device keeps what the host has read of it.
+        array = np.ascontiguousarray(processes.fetched(jnp.copy(leaf)))
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
         digest.update(array.data)
     return digest.hexdigest()

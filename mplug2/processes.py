@@ -241,12 +241,11 @@ def place(tree: Any, shardings: Any) -> Any:
 def fetched(tree: Any) -> Any:
     """Arrays, wherever they lie -> NumPy arrays, whole in each process."""
 
-    def whole(leaf: Any) -> np.ndarray:
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            return multihost_utils.process_allgather(leaf, tiled=True)
-        return np.asarray(leaf)
+    def gathered(leaf: Any) -> Any:
+        spread = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+        return multihost_utils.process_allgather(leaf, tiled=True) if spread else leaf
 
-    return jax.tree.map(whole, tree)
+    return jax.device_get(jax.tree.map(gathered, tree))  # which copies all at once
 
 
 def check_all_used(mesh: jax.sharding.Mesh) -> None:

@@ -148,13 +148,12 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def even(shape: tuple[int, ...], *axes: str | None) -> PartitionSpec:
-    """How `constrain` spreads an array whose parts are to be of one size: nothing is padded. On a mesh."""
+    """How `constrain` spreads an array whose parts are to be of one size: nothing is padded."""
     mesh = here()
-    assert mesh is not None
-    return _activation(mesh, axes, shape, frozenset())
+    return PartitionSpec() if mesh is None else _activation(mesh, axes, shape, frozenset())
 
 
-def shares(axis: str) -> int:
+def shares(axis: str | None) -> int:
     """Among how many devices a dimension of that logical axis may be spread here; 1 off a mesh."""
     mesh = here()
     return 1 if mesh is None else _count(mesh, RULES[axis])

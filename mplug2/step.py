@@ -20,7 +20,7 @@ import optax
 from einops import rearrange
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from mplug2 import optim, processes, sharding
+from mplug2 import kernels, optim, processes, sharding
 from mplug2.errors import RecipeError
 from mplug2.network import Network, Parameters, select
 from mplug2.recipe import Recipe
@@ -78,15 +78,11 @@ def check_mesh(recipe: Recipe, mesh: sharding.AnyMesh) -> None:
 
 def check_attention(recipe: Recipe, platform: str) -> None:
     """Raises RecipeError where kernels are asked for that cannot be had."""
-    asked, dtype, needed = recipe.execution.attention, recipe.execution.dtype, ""
-    if asked == "cudnn" and (platform in ("cpu", "tpu") or dtype != "bfloat16"):
-        needed = "GPUs and execution.dtype=bfloat16"
-    elif asked == "splash" and platform != "tpu":
-        needed = "TPUs"
-    if needed:
+    execution = recipe.execution
+    if needed := kernels.needed(execution, platform):
         raise RecipeError(
-            f"recipe {recipe.name}: execution.attention={asked} needs {needed}, here are {platform} and"
-            f" {dtype}; written and xla run anywhere"
+            f"recipe {recipe.name}: execution.attention={execution.attention} needs {needed},"
+            f" here are {platform} and {execution.dtype}; written and xla run anywhere"
         )
 
 
@@ -194,8 +190,8 @@ class Trainer:
         """One array of a batch (this process's share of it) on its devices."""
         if self.shardings is None:
             return jax.device_put(array)
-        here, everywhere = self._shares
-        whole = (len(array) * everywhere // here, *array.shape[1:])
+        own, everywhere = self._shares
+        whole = (len(array) * everywhere // own, *array.shape[1:])
         return jax.make_array_from_process_local_data(sharding.batch_sharding(self.mesh), array, whole)
 
     @cached_property

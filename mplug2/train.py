@@ -68,10 +68,12 @@ def train(
     (default: the recipe's own data) and `composed` (default: the network assembled as the modes and cards
     say) may be given.
 
-    Raises RecipeError if `run_dir` holds a run of another recipe, CheckpointError if it cannot be read or
+    Raises RecipeError if `run_dir` holds a run of another recipe, ProcessError if the mesh leaves one of
+    several processes out, CheckpointError if it cannot be read or
     written, DivergedError with the step, the tasks and the example ids when a loss is not finite.
     """
     _check_same(recipe)
+    processes.check_all_used(recipe.mesh.build())
     run = processes.of_first(lambda: open_run(run_dir, recipe, source, overrides))
     _check_shared(run)
     if composed is None:
@@ -129,12 +131,9 @@ class _Session:
 
     def __init__(self, run: Run, recipe: Recipe, network: Network, params: Parameters):
         self.run, self.recipe = run, recipe
-        processes.check_all_used(recipe.mesh.build())
         self.trainer = Trainer(recipe, network)
         self.frozen_hashes = {
-            name: fingerprint(processes.fetched(params[name]))
-            for name in params
-            if name not in self.trainer.names
+            name: fingerprint(params[name]) for name in params if name not in self.trainer.names
         }
         self.checkpoints = Checkpoints(run.path, recipe.keep, recipe.best)
         self.judge = Judge(recipe, network)

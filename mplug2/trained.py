@@ -3,6 +3,7 @@
 from mplug2.checkpoint import restore_modules
 from mplug2.errors import CheckpointError
 from mplug2.hub import load_as
+from mplug2.kernels import available
 from mplug2.network import Network, Parameters
 from mplug2.recipe import Recipe
 from mplug2.run import Run, fingerprint
@@ -22,4 +23,4 @@ def restore(run: Run, recipe: Recipe) -> tuple[int, Network, Parameters]:
     names = [name for name in parts if name not in frozen]
     step, trained = restore_modules(run.path, names, best=recipe.best)
     params = trained | frozen
-    return step, Network(parts, recipe.execution), {name: params[name] for name in parts}
+    return step, Network(parts, available(recipe.execution)), {name: params[name] for name in parts}

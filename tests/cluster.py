@@ -24,6 +24,7 @@ def environ(devices: int) -> dict[str, str]:
         "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}",
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
+        "XLA_FLAGS": "--xla_cpu_collective_call_terminate_timeout_seconds=900",  # as in conftest.py
     }
 
 

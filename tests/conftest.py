@@ -68,7 +68,13 @@ def _run_child(item: pytest.Item, count: int) -> dict[str, list[pytest.TestRepor
     path = item.config.rootpath / ".pytest_cache" / f"devices-{os.getpid()}.jsonl"
     path.parent.mkdir(exist_ok=True)
     path.write_text("")
-    environ = os.environ | {_CHILD: str(path), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(count)}
+    environ = os.environ | {
+        _CHILD: str(path),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(count),
+        # XLA aborts where a device is late by more than 40 s, which a busy machine's may be.
+        "XLA_FLAGS": "--xla_cpu_collective_call_terminate_timeout_seconds=900",
+    }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", ""]
     child = subprocess.run(
         [*command, *(other.nodeid for other in items)],

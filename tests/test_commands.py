@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import jax
 import pytest
 from PIL import Image
 
@@ -14,7 +15,7 @@ from mplug2.data.tokens import SentencePiece
 from mplug2.hub.fit import check_fit
 from mplug2.network import flat
 from mplug2.recipes import pretrain
-from mplug2.tools import quickstart
+from mplug2.tools import evaluate, quickstart
 from mplug2.tools.main import main
 from mplug2.tools.predict import open_predictor
 
@@ -149,6 +150,13 @@ def test_the_shelf_holds_every_module_of_the_recipe_that_made_it_in_ten_megabyte
     check_fit(shelf)
     for module, card in shelf.items():
         assert card.config == recipe.modules[module], module
+
+
+def test_a_recipe_for_a_pod_of_tpus_is_evaluated_on_one_device_of_another_kind():
+    asked = ["mesh.fsdp=64", "execution.attention=splash"]
+    _, network, params, _ = evaluate.opened("text_classify.small", asked)
+    assert network.execution.attention == "xla"
+    assert {device for leaf in jax.tree.leaves(params) for device in leaf.devices()} == {jax.devices()[0]}
 
 
 @pytest.mark.slow

@@ -71,7 +71,7 @@ class OldQuestions:
         return Composed(Handwriting("question"), split)
 
 
-STEPS = 500
+STEPS = 900
 WORDS = ("*kernel", "embedding.words")
 FORMS = {
     "decoder": Lora(rank=3, targets=WORDS),  # it writes pieces that it never wrote

@@ -3,7 +3,6 @@
 import importlib.util
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from mplug2 import sharding
 from mplug2.modules.functions import attention, fused_attention
-from mplug2.modules.splash import fits, splash_attention
+from mplug2.modules.splash import BLOCK, TILE, _block, fits, splash_attention
 from mplug2.plan import machines
 from mplug2.roles import Array
 from mplug2.sharding import Mesh
@@ -26,7 +25,8 @@ MASKS = {
 }
 
 
-AXES = (("batch", "heads", "tokens", None), ("batch", "frames", "heads", "tokens", None))
+AXES = {4: ("batch", "heads", "tokens", None), 5: ("batch", "frames", "heads", "tokens", None)}
+"""The logical ones of queries, by the number of their dimensions."""
 
 Attend = Callable[[Array, Array, Array], Array]
 
@@ -58,7 +58,9 @@ def normal(*shapes: tuple[int, ...]) -> list[Array]:
 def test_xlas_attention_and_its_gradients_are_ours(mask, shape):
     if mask is not None and len(shape) == 5:
         mask = mask if mask.ndim == 2 else mask[:, None]
-    assert_ours(lambda q, k, v: fused_attention(q, k, v, mask, "xla"), normal(shape, shape, shape), mask)
+    assert_ours(
+        lambda q, k, v: fused_attention(q, k, v, mask, "xla", AXES[q.ndim]), normal(shape, shape, shape), mask
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -67,33 +69,45 @@ def test_xlas_attention_and_its_gradients_are_ours(mask, shape):
 HIDDEN = (jnp.arange(130) < jnp.array([[97], [130]]))[:, None, None, :]
 """Of 130 keys, no multiple of a tile: the first of two examples has but 97."""
 
-splash = partial(splash_attention, interpret=True)
+
+def splash(query: Array, keys: Array, values: Array, mask: Array | None) -> Array:
+    return splash_attention(query, keys, values, mask, AXES[query.ndim], interpret=True)
 
 
-@pytest.mark.parametrize("mask", [None, HIDDEN], ids=["none", "padding"])
-def test_splash_attention_and_its_gradients_are_ours(mask):
-    query, *memory = normal((2, 2, 140, 8), (2, 2, 130, 8), (2, 2, 130, 8))
+@pytest.mark.parametrize("keys, mask", [(130, None), (130, HIDDEN), (128, None)])
+def test_splash_attention_and_its_gradients_are_ours(keys, mask):
+    query, *memory = normal((2, 2, 140, 8), (2, 2, keys, 8), (2, 2, keys, 8))
     assert_ours(lambda q, k, v: splash(q, k, v, mask), [query, *memory], mask)
 
 
 @pytest.mark.devices(8)
-@pytest.mark.parametrize("frames", [(), (2,)], ids=["tokens", "frames"])
-def test_splash_attention_on_a_mesh_is_ours_and_heads_and_queries_are_spread(frames):
+@pytest.mark.parametrize(
+    "frames, spread",
+    [
+        ((), PartitionSpec(("data", "fsdp"), "tensor", "sequence", None)),
+        ((2,), PartitionSpec(("data", "fsdp"), "sequence", "tensor", None, None)),
+    ],
+    ids=["tokens", "frames"],
+)
+def test_splash_attention_on_a_mesh_is_ours_with_heads_and_queries_spread(frames, spread):
     mesh = Mesh(data=2, sequence=2, tensor=2).build()
-    shape = (2, *frames, 2, 130, 8)
-    mask = HIDDEN[:, None] if frames else HIDDEN
-    spread: list[Any] = []
+    shape, mask = (2, *frames, 2, 130, 8), HIDDEN[:, None] if frames else HIDDEN
 
     def attend(query: Array, keys: Array, values: Array) -> Array:
         with sharding.on(mesh):
-            mixed = splash(query, keys, values, mask)
-            spread.append(sharding.even((2, *frames, 2, 256, 8), *AXES[len(frames)]))
-            return mixed
+            return splash(query, keys, values, mask)
 
-    with jax.set_mesh(mesh):
-        assert_ours(attend, normal(shape, shape, shape), mask)
-    frame, tokens = ("sequence", None) if frames else (None, "sequence")
-    assert spread[0] == PartitionSpec(("data", "fsdp"), *([frame] if frames else []), "tensor", tokens, None)
+    parts = normal(shape, shape, shape)
+    assert_ours(attend, jax.device_put(parts, NamedSharding(mesh, PartitionSpec())), mask)
+    (mapped,) = (step for step in jax.make_jaxpr(attend)(*parts).eqns if step.primitive.name == "shard_map")
+    sides = [
+        (side.aval.shape[-2], spec)
+        for side, spec in zip(mapped.invars, mapped.params["in_specs"], strict=True)
+        if side.aval.ndim == len(shape)
+    ]
+    memory = PartitionSpec(*spread[:-2], None, None)
+    assert sides == [(256, spread), (256, memory), (256, memory)]  # two tiles, or one of each of two devices
+    assert mapped.params["out_specs"] == (spread,)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +116,7 @@ def test_splash_attention_on_a_mesh_is_ours_and_heads_and_queries_are_spread(fra
         (257, 257, None, True),
         (130, 130, HIDDEN, True),
         (130, 130, jnp.tril(jnp.ones((130, 130), bool)), False),
+        (130, 130, jnp.tril(jnp.ones((2, 1, 130, 130), bool)), False),
         (50, 785, None, False),  # the keys are what a mesh spreads
         (197, 20, None, False),  # mostly padding
     ],
@@ -109,6 +124,12 @@ def test_splash_attention_on_a_mesh_is_ours_and_heads_and_queries_are_spread(fra
 def test_splash_serves_where_tiles_are_filled_and_the_mask_is_of_keys(queries, keys, mask, fit):
     query, memory = jnp.zeros((2, 2, queries, 8)), jnp.zeros((2, 2, keys, 8))
     assert fits(query, memory, mask) == fit
+
+
+def test_of_tokens_any_side_is_taken_in_blocks_of_tiles():
+    for tokens in range(TILE, 5000, TILE):
+        assert tokens % _block(tokens) == 0 and _block(tokens) % TILE == 0 and _block(tokens) <= BLOCK
+    assert [_block(tokens) for tokens in (384, 640, 896, 4224)] == [384, 640, 896, 384]
 
 
 @pytest.mark.skipif(
@@ -119,13 +140,13 @@ def test_splash_serves_where_tiles_are_filled_and_the_mask_is_of_keys(queries, k
 def test_compiled_for_tpus_splash_alone_writes_no_weights(how):
     mesh = Mesh(sequence=2, tensor=2).build(machines.find("v5e:2x2").devices)
     place = NamedSharding(mesh, PartitionSpec(None, "tensor", "sequence"))
-    side = jax.ShapeDtypeStruct((2, 2, 520, 64), jnp.bfloat16, sharding=place)
+    side = jax.ShapeDtypeStruct((2, 2, 512, 64), jnp.bfloat16, sharding=place)
 
     def attend(query: Array, keys: Array, values: Array) -> Array:
         with sharding.on(mesh):
-            return fused_attention(query, keys, values, None, how).astype(jnp.float32).sum()
+            return fused_attention(query, keys, values, None, how, AXES[4]).astype(jnp.float32).sum()
 
     compiled = jax.jit(jax.grad(attend, argnums=(0, 1, 2))).lower(side, side, side).compile()
     program = compiled.as_text() or ""
     assert ("tpu_custom_call" in program) == (how == "splash")
-    assert bool(re.search(r"\[[\d,]*260,520\]", program)) == (how == "xla")
+    assert bool(re.search(r"\[[\d,]*256,512\]", program)) == (how == "xla")

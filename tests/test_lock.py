@@ -15,6 +15,7 @@ from mplug2 import hub, overrides, recipes
 from mplug2.errors import CardError
 from mplug2.hub import lock, publishing
 from mplug2.network import flat
+from mplug2.roles import Execution
 from mplug2.tools.main import main
 
 SHELF = Path(__file__).parent.parent / "checkpoints"
@@ -100,6 +101,11 @@ def test_the_same_lock_composes_the_same_network_as_its_recipe(locked, changes):
     network, composed = lock.compose(lock.read(locked))
     assert network.configs == recipe.modules
     identical(composed, assembled)
+
+
+def test_kernels_that_are_not_here_are_no_hindrance_to_use_what_was_trained_with_them(locked):
+    elsewhere = dataclasses.replace(lock.read(locked), execution=Execution(attention="splash"))
+    assert lock.compose(elsewhere)[0].execution.attention == "xla"
 
 
 def test_a_file_that_became_another_is_refused_with_both_sides(locked, published, capsys):

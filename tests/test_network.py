@@ -128,6 +128,23 @@ def test_execution_never_changes_what_is_computed(execution, scanned):
     assert_same(gradient, scanned[1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "remat, hidden, weights", [("none", True, True), ("dots", True, False), ("full", False, False)]
+)
+def test_remat_dots_keeps_products_with_weights_and_none_of_attentions(remat, hidden, weights):
+    network = Network(
+        {"text": text.tiny(), "universal": universal.tiny()}, Execution(remat=remat, scan=False)
+    )
+
+    def left(params: Any) -> list[Any]:
+        return jax.tree.leaves(jax.vjp(lambda params: read(IDS, **network.bind(params)), params)[1])
+
+    shapes = {leaf.shape for leaf in jax.eval_shape(left, network.shapes)}
+    examples, tokens = IDS.shape
+    assert ((examples, tokens, text.tiny().hidden) in shapes) == hidden
+    assert ((examples, text.tiny().heads, tokens, tokens) in shapes) == weights
+
+
 def test_bfloat16_is_close_to_float32(scanned):
     value, gradient = run(Execution(dtype="bfloat16"))
     assert float(value) == pytest.approx(float(scanned[0]), rel=2e-2)

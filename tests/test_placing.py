@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from mplug2 import benchmark_load, hub
 from mplug2.errors import CardError
 from mplug2.hub import placing, publishing, weights
-from mplug2.hub.placing import here, place
+from mplug2.hub.placing import on_first_device, place
 from mplug2.modules import decoder
 from mplug2.network import Network, flat
 from mplug2.recipes import image_caption
@@ -23,7 +23,7 @@ from mplug2.step import Trainer
 @pytest.fixture(params=["host", "accelerator"])
 def memory(request, monkeypatch):
     """Whose memory the devices have, as far as placing is told."""
-    monkeypatch.setattr(placing, "held_by_host", lambda where: request.param == "host")
+    monkeypatch.setattr(placing, "lie_on_host", lambda where: request.param == "host")
     return request.param
 
 
@@ -43,7 +43,7 @@ def test_placed_arrays_are_the_files_as_float32(dtype, memory, tmp_path):
     drawn = np.random.default_rng(0).random((3, 5), np.float32).astype(weights.FLOATS[dtype])
     weights.write(tmp_path / "w", {"kernel": drawn, "scale": drawn[0, :1].reshape(())})
     arrays = weights.read(tmp_path / "w")
-    placed = place(arrays, here(arrays))
+    placed = place(arrays, on_first_device(arrays))
     for name, array in arrays.items():
         assert placed[name].dtype == np.float32 and placed[name].shape == array.shape
         np.testing.assert_array_equal(placed[name], array.astype(np.float32))
@@ -51,12 +51,12 @@ def test_placed_arrays_are_the_files_as_float32(dtype, memory, tmp_path):
 
 @pytest.mark.parametrize("dtype", list(weights.FLOATS))
 def test_an_accelerators_host_holds_no_copy(dtype, monkeypatch, tmp_path):
-    monkeypatch.setattr(placing, "held_by_host", lambda where: False)
+    monkeypatch.setattr(placing, "lie_on_host", lambda where: False)
     weights.write(tmp_path / "w", {"kernel": np.ones((4, 1 << 20), weights.FLOATS[dtype])})
     arrays = weights.read(tmp_path / "w")
-    place(arrays, here(arrays))  # what compiling allocates is not what is measured
+    place(arrays, on_first_device(arrays))  # what compiling allocates is not what is measured
     tracemalloc.start()
-    jax.block_until_ready(place(arrays, here(arrays)))
+    jax.block_until_ready(place(arrays, on_first_device(arrays)))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1 << 20
@@ -65,7 +65,7 @@ def test_an_accelerators_host_holds_no_copy(dtype, monkeypatch, tmp_path):
 def test_on_a_cpu_the_arrays_are_the_mapped_file_itself(tmp_path):
     weights.write(tmp_path / "w", {"kernel": np.ones((4, 1 << 10), np.float32)})
     arrays = weights.read(tmp_path / "w")
-    placed = place(arrays, here(arrays))
+    placed = place(arrays, on_first_device(arrays))
     assert placed["kernel"].unsafe_buffer_pointer() == arrays["kernel"].ctypes.data
 
 

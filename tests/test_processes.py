@@ -9,6 +9,7 @@ import os
 import signal
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -24,12 +25,15 @@ from mplug2 import processes
 from mplug2.checkpoint import Checkpoints, restore_modules
 from mplug2.errors import CheckpointError, DataError, Mplug2Error
 from mplug2.evaluate import Classification, Retrieval
+from mplug2.hub import publishing
 from mplug2.logbook import read_metrics
 from mplug2.network import Network, flat
 from mplug2.recipe import Recipe
+from mplug2.recipes import text_classify
 from mplug2.run import read_run
 from mplug2.sharding import Mesh
 from mplug2.step import Trainer
+from mplug2.tools.evaluate import opened
 from mplug2.train import train
 
 MESHES = {
@@ -57,6 +61,11 @@ def job(place: str) -> None:
         run(recipe(mesh), folder / name)
     with pytest.raises(DataError):  # a stream that ends stands for a crash
         run(recipe(FSDP), folder / "stopped", end=7)
+    train(of_cards(folder, FSDP), folder / "of cards")
+    train(of_cards(folder, FSDP), folder / "of cards")  # finds that what is frozen is what it was
+    said["opened"] = all(
+        leaf.is_fully_addressable for leaf in jax.tree.leaves(opened("text_classify.small", [])[2])
+    )
     said |= {"refused": refused(folder), "skipped": skipped(folder), "scores": scores(folder)}
     said["restored"] = float(restore_modules(folder / "damaged")[1]["head"]["bias"].sum())
     said["unseen"] = unseen(folder)
@@ -65,6 +74,28 @@ def job(place: str) -> None:
     )
     (folder / f"said-{jax.process_index()}.json").write_text(json.dumps(said))
     run(recipe(FSDP, steps=3000, checkpoint_every=5000), folder / "preempted", wait=0.02)
+
+
+def publish(folder: Path) -> None:
+    modules = text_classify.tiny().modules
+    params = jax.jit(Network(modules).init, static_argnums=0)(1)
+    for name in ("text", "universal"):
+        publishing.publish(folder / "cards", name, name, modules[name], params[name], dtype="bfloat16")
+
+
+def of_cards(folder: Path, mesh: Mesh = ONE) -> Recipe:
+    """Text is trained on from its card, the universal module stays as its card has it."""
+    return replace(
+        text_classify.tiny(),
+        modes={"text": "full", "universal": "frozen"},
+        cards=dict.fromkeys(("text", "universal"), str(folder / "cards")),
+        evaluations={},
+        steps=2,
+        log_every=1,
+        checkpoint_every=2,
+        compiler=test_meshes.QUICK_TO_COMPILE,
+        mesh=mesh,
+    )
 
 
 def refused(folder: Path) -> dict[str, str]:
@@ -79,7 +110,7 @@ def refused(folder: Path) -> dict[str, str]:
     asked = {
         "of_first": lambda: processes.of_first(missing),
         "diverged": diverged,
-        "small mesh": lambda: run(recipe(Mesh(data=2)), folder / "small"),
+        "small mesh": lambda: train(of_cards(folder), folder / "small"),
         "large mesh": lambda: run(recipe(Mesh(data=8)), folder / "large"),
         "batch": lambda: run(recipe(Mesh(data=4), accumulate=2), folder / "batch"),
         "different": lambda: run(recipe(FSDP, keep=3 + jax.process_index()), folder / "different"),
@@ -160,6 +191,7 @@ def scores(folder: Path | None) -> dict[str, list[float]]:
 def together(tmp_path_factory) -> tuple[Path, list[dict], list[str]]:
     """(folder, what each process found, what each printed) of the job, which SIGTERM to process 1 ends."""
     folder = tmp_path_factory.mktemp("together")
+    publish(folder)
     started = start("test_processes.job", folder, count=2, devices=2)
     until = time.monotonic() + 900
     while len(read_metrics(folder / "preempted")) < 5 and time.monotonic() < until:
@@ -187,6 +219,20 @@ def test_two_processes_learn_what_one_does_on_any_mesh(mesh, together, alone):
     assert len(two) == 12
     np.testing.assert_allclose(two[0], one[0], rtol=1e-5)
     np.testing.assert_allclose(two, one, rtol=1e-3)
+
+
+def test_two_processes_place_cards_as_one_does_and_frozen_ones_have_the_same_hash(together):
+    folder, found, _ = together
+    train(of_cards(folder), folder / "of cards alone")
+    frozen, first = [], []
+    for name in ("of cards", "of cards alone"):
+        checkpoints = Checkpoints(folder / name)
+        _, items = checkpoints.restore({"metadata": None}) or pytest.fail("no checkpoint")
+        frozen.append(items["metadata"]["frozen"])
+        first.append([line["loss"] for line in read_metrics(folder / name)])
+    assert frozen[0] == frozen[1] and list(frozen[0]) == ["universal"]
+    np.testing.assert_allclose(first[0], first[1], rtol=1e-4)
+    assert [one["opened"] for one in found] == [True, True]
 
 
 def test_process_0_alone_writes_and_prints(together):
@@ -219,7 +265,7 @@ def test_errors_are_the_same_sentence_everywhere(together):
     refused = first["refused"]
     assert refused["of_first"] == "only process 0 looked"
     assert "examples [600, 601, 602, 603, 604, 605, 606, 607]" in refused["diverged"]
-    assert "uses 2 of the 4 devices of 2 processes" in refused["small mesh"]
+    assert "uses 1 of the 4 devices of 2 processes" in refused["small mesh"]
     assert "needs 8 devices, there are 4" in refused["large mesh"]
     assert "a batch of 4 in 2 part(s) does not divide among 4 devices" in refused["batch"]
     assert "process 1 (here) was given another recipe" in refused["different"]

@@ -15,6 +15,7 @@ from mplug2.data.tokens import Tokenizer
 from mplug2.errors import RecipeError, nearest
 from mplug2.hub import bundle
 from mplug2.hub.card_tokenizer import tokenizer_of
+from mplug2.kernels import available
 from mplug2.network import Network, Parameters, parts_of
 from mplug2.predict import preprocessing_of
 from mplug2.recipe import Recipe
@@ -117,7 +118,7 @@ def _of_bundle(
 def _of_shelf(recipe: Recipe) -> tuple[Recipe, Network, Parameters, Tokenizer]:
     recipe = hub.on_shelf(recipe)
     params, _ = hub.loaded(recipe)
-    return recipe, Network(recipe.parts, recipe.execution), params, recipe.tokenizer
+    return recipe, Network(recipe.parts, available(recipe.execution)), params, recipe.tokenizer
 
 
 def _of_cards(source: str, changes: list[str]) -> tuple[Recipe, Network, Parameters, Tokenizer]:

@@ -1,8 +1,8 @@
 """The hub: find published modules, load them verified, compose them, account for every array.
 
 The shelf is the package's own folder of cards (checkpoints/). Parameters are nested dicts of float32 as in
-mplug2.network, whatever type their file stores, and lie on this process's first device or on the mesh that
-a recipe or a caller names: a device is given what it keeps, without a copy on the host (mplug2.hub.placing).
+mplug2.network, whatever type their file stores, and lie on this process's first device or, where a caller
+names one, on a mesh (mplug2.hub.placing).
 """
 
 import dataclasses
@@ -105,7 +105,7 @@ def load(card: Card) -> tuple[Config, Parameters]:
     """A module's config and parameters. Raises CardError unless the file is the card's own, by size and
     sha256, and holds the config's arrays and no other."""
     arrays = stored(card)
-    return card.config, _nested(placing.place(arrays, placing.here(arrays)))
+    return card.config, _nested(placing.place(arrays, placing.on_first_device(arrays)))
 
 
 def stored(card: Card) -> dict[str, np.ndarray]:
@@ -198,12 +198,18 @@ class _Source(NamedTuple):
     skip: tuple[str, ...] = ()
 
 
-def loaded(recipe: Recipe, *, initialise: Rules = NONE, skip: Rules = NONE) -> tuple[Parameters, Report]:
-    """What a recipe's modes other than `init` load, on its mesh, arrays that are to be initialised left out,
-    and the account of all.
+def loaded(
+    recipe: Recipe,
+    *,
+    initialise: Rules = NONE,
+    skip: Rules = NONE,
+    mesh: jax.sharding.Mesh | None = None,
+) -> tuple[Parameters, Report]:
+    """What a recipe's modes other than `init` load, arrays that are to be initialised left out, and the
+    account of all.
 
-    `initialise` and `skip` are the rules by which arrays of a network or of a file may be excused. Raises
-    CardError.
+    `initialise` and `skip` are the rules by which arrays of a network or of a file may be excused. `mesh`
+    says where arrays lie (default: on this process's first device). Raises CardError.
     """
     parts = recipe.parts
     for name, rules in (("initialise", initialise), ("skip", skip)):
@@ -218,7 +224,7 @@ def loaded(recipe: Recipe, *, initialise: Rules = NONE, skip: Rules = NONE) -> t
         card = None if recipe.mode(module) == "init" else card_of(recipe, module)
         excused = tuple(initialise.get(module, ())), tuple(skip.get(module, ()))
         sources[module] = _Source(recipe.mode(module), card, *excused)
-    return _loaded(Network(parts), sources, recipe.mesh.build())
+    return _loaded(Network(parts), sources, mesh)
 
 
 def _loaded(
@@ -236,7 +242,10 @@ def _loaded(
         passed = gate.check(card, expected, arrays, initialise=source.initialise, skip=source.skip)
         chosen = {key: arrays[key] for key in passed.loaded}
         shapes = {key: expected[key] for key in chosen}
-        where = placing.on_mesh(mesh, flat(network.axes[module]), shapes) if mesh else placing.here(chosen)
+        if mesh is None:
+            where = placing.on_first_device(chosen)
+        else:
+            where = placing.on_mesh(mesh, flat(network.axes[module]), shapes)
         params[module] = _nested(placing.place(chosen, where))
         lines.append(
             Line.of(
@@ -300,10 +309,10 @@ def deltas(bases: Mapping[str, Card], *where: Card | str | Path) -> dict[str, tu
 def assemble(
     recipe: Recipe, *, initialise: Rules = NONE, skip: Rules = NONE
 ) -> tuple[Network, Parameters, Report]:
-    """A recipe's network, its parameters by each module's mode, and the account of every array. Raises
-    CardError."""
+    """A recipe's network, its parameters by each module's mode, those of cards on its mesh, and the account
+    of every array. Raises CardError."""
     network = Network(recipe.parts, recipe.execution)
-    params, report = loaded(recipe, initialise=initialise, skip=skip)
+    params, report = loaded(recipe, initialise=initialise, skip=skip, mesh=recipe.mesh.build())
     return network, _completed(network, params, report, recipe.seed), report
 
 

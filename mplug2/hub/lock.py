@@ -21,6 +21,7 @@ from mplug2.hub.card import Card, File, Tokens
 from mplug2.hub.card_tokenizer import tokens_of
 from mplug2.hub.fit import differences
 from mplug2.hub.typed_json import decode, encode, plain_name, read_json
+from mplug2.kernels import available
 from mplug2.network import Network, Parameters
 from mplug2.recipe import Mode, Recipe
 from mplug2.roles import Config, Execution
@@ -108,9 +109,10 @@ def check(lock: Lock) -> dict[str, Card]:
 def compose(lock: Lock) -> tuple[Network, Parameters]:
     """The network that was locked, bit for bit. Raises CardError, DownloadError."""
     cards = check(lock)
-    network = Network({module: part.config for module, part in lock.modules.items()}, lock.execution)
+    execution = available(lock.execution)
+    network = Network({module: part.config for module, part in lock.modules.items()}, execution)
     begun = {module: part.config for module, part in lock.modules.items() if not part.file}
-    fresh = jax.jit(Network(begun, lock.execution).init)(lock.seed)
+    fresh = jax.jit(Network(begun, execution).init)(lock.seed)
     return network, {
         module: fresh[module] if module in fresh else hub.load(cards[module])[1] for module in lock.modules
     }

@@ -1,8 +1,9 @@
-"""Arrays of a mapped file onto devices: each device is given its own slice, in the type that is stored, and
-widened there. The host holds no copy, and of a sharded array each process reads its own devices' slices only.
+"""Arrays of a mapped file onto devices: each device is given its own slice, and each process reads its own
+devices' slices only. An accelerator is given the type that is stored and widens it itself: its host holds no
+copy.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +15,8 @@ from mplug2.sharding import sharding
 
 def place(arrays: Mapping[str, np.ndarray], shardings: Mapping[str, Any]) -> dict[str, jax.Array]:
     """Arrays by name -> float32 arrays where `shardings` say. On a CPU device, float32 ones that stand at a
-    multiple of 64 bytes are the mapped file itself."""
+    multiple of 64 bytes are the mapped file itself. While they are widened, an accelerator holds the narrow
+    ones beside them: one program for all is compiled once."""
     placed = {name: _sliced(array, shardings[name]) for name, array in arrays.items()}
     narrow = {name: array for name, array in placed.items() if array.dtype != jnp.float32}
     if not narrow:
@@ -24,15 +26,18 @@ def place(arrays: Mapping[str, np.ndarray], shardings: Mapping[str, Any]) -> dic
 
 
 def _sliced(array: np.ndarray, where: jax.sharding.Sharding) -> jax.Array:
+    on_host = lie_on_host(where)
+
     def own(index: Any) -> np.ndarray:
-        # Where it is the host that holds the array, to widen on the way needs no program.
-        return array[index].astype(np.float32, copy=False) if held else array[index]
+        # Where the device's memory is the host's, to widen on the way needs no program.
+        return array[index].astype(np.float32, copy=False) if on_host else array[index]
 
-    held = held_by_host(where)
-    return jax.make_array_from_callback(array.shape, where, own)
+    return jax.make_array_from_callback(
+        array.shape, where, own, dtype=jnp.float32 if on_host else array.dtype
+    )
 
 
-def held_by_host(where: jax.sharding.Sharding) -> bool:
+def lie_on_host(where: jax.sharding.Sharding) -> bool:
     """Whether the memory of those devices is the host's own."""
     return all(device.platform == "cpu" for device in where.device_set)
 
@@ -41,7 +46,7 @@ def _widened(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return {name: array.astype(jnp.float32) for name, array in arrays.items()}
 
 
-def here(names: Any) -> dict[str, jax.sharding.Sharding]:
+def on_first_device(names: Iterable[str]) -> dict[str, jax.sharding.Sharding]:
     """This process's first device, for each of the names."""
     return dict.fromkeys(names, jax.sharding.SingleDeviceSharding(jax.local_devices()[0]))
 

@@ -11,12 +11,17 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mplug2 import sharding
+from mplug2 import sharding, tasks
+from mplug2.data.pixels import Preprocessing
+from mplug2.modules import heads, universal, vision
 from mplug2.modules.functions import attention, fused_attention
 from mplug2.modules.splash import BLOCK, TILE, _block, fits, splash_attention
+from mplug2.network import Network
 from mplug2.plan import machines
-from mplug2.roles import Array
+from mplug2.recipe import Objective, Recipe
+from mplug2.roles import Array, Execution
 from mplug2.sharding import Mesh
+from mplug2.step import Trainer
 
 MASKS = {
     "none": None,
@@ -132,10 +137,16 @@ def test_of_tokens_any_side_is_taken_in_blocks_of_tiles():
     assert [_block(tokens) for tokens in (384, 640, 896, 4224)] == [384, 640, 896, 384]
 
 
-@pytest.mark.skipif(
+# ------------------------------------------------------------------------------------------------------------
+# TPUs that are not here
+
+for_tpus = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason='libtpu is not installed: pip install "mplug2[plan-tpu]"',
 )
+
+
+@for_tpus
 @pytest.mark.parametrize("how", ["xla", "splash"])
 def test_compiled_for_tpus_splash_alone_writes_no_weights(how):
     mesh = Mesh(sequence=2, tensor=2).build(machines.find("v5e:2x2").devices)
@@ -150,3 +161,28 @@ def test_compiled_for_tpus_splash_alone_writes_no_weights(how):
     program = compiled.as_text() or ""
     assert ("tpu_custom_call" in program) == (how == "splash")
     assert bool(re.search(r"\[[\d,]*256,512\]", program)) == (how == "xla")
+
+
+@for_tpus
+def test_a_train_step_with_splash_is_compiled_for_tpus():
+    mesh, patches = Mesh(fsdp=2, tensor=2), vision.Patches(patch=16)
+    recipe = Recipe(
+        name="pictures",
+        modules={
+            "vision": vision.Config(image=(192, 192), stem=patches, width=128, depth=2, heads=2),
+            "universal": universal.Config(width=128, depth=1, heads=2, hidden=128, latents=4),
+            "vision_classifier": heads.ClassifierConfig(width=128, classes=4),
+        },
+        objectives={"classify": Objective(task=tasks.classify_vision, data=None, batch=4)},
+        preprocessing=Preprocessing(height=192, width=192, frames=1),
+        execution=Execution(attention="splash", remat="dots", dtype="bfloat16"),
+        mesh=mesh,
+    )
+    batch = {
+        "clips": jax.ShapeDtypeStruct((4, 1, 192, 192, 3), np.uint8),
+        "label": jax.ShapeDtypeStruct((4,), np.int32),
+    }
+    network = Network(recipe.parts, recipe.execution)
+    trainer = Trainer(recipe, network, mesh.build(machines.find("v5e:2x2").devices))
+    program = trainer.lower({"classify": batch}).compile().as_text() or ""
+    assert "tpu_custom_call" in program

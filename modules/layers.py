@@ -295,7 +295,8 @@ class WordEmbedding(nnx.Module):
 
     def __call__(self, ids: Array, position: Array | int = 0, *, key: Array | None = None) -> Array:
         """`position` is that of the first id: decoding embeds one token at a time."""
-        words = self.words[...][ids]
+        # Whole along its tokens: XLA adds what pads a text of another length to the gradient of word 0.
+        words = constrain(self.words[...][ids], "batch", None, None)
         # Padding is not learned: its row moves only as an output class, where the table is tied to one.
         words = jnp.where((ids == PAD)[..., None], lax.stop_gradient(words), words)
         places = lax.dynamic_slice_in_dim(self.positions[...], position, ids.shape[-1])

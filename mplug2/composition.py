@@ -76,8 +76,9 @@ def check_modules(recipe: Recipe) -> None:
 
 
 def abstract_network(recipe: Recipe) -> Network:
-    """The recipe's network for tracing: scanned, because a scan refuses stacks of unequal depth."""
-    return Network(recipe.parts, replace(recipe.execution, scan=True))
+    """The recipe's network for tracing, whatever devices are here: scanned, because a scan refuses stacks of
+    unequal depth."""
+    return Network(recipe.parts, replace(recipe.execution, scan=True, attention="written"))
 
 
 class _Wordless:

@@ -12,6 +12,7 @@ import os
 import pickle
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -113,12 +114,16 @@ def _join(coordinator: str | None, processes: int | None, process: int | None, p
             _reach(coordinator, patience)
         elif processes > 1:
             print(f"process 0 of {processes}: waiting for the others, up to {patience} s", file=sys.stderr)
+    # JAX's own client would abort this process without a word to read.
+    late = threading.Timer(patience, _too_late, [coordinator, patience])
+    late.daemon = True
+    late.start()
     try:
         jax.distributed.initialize(
             coordinator,
             processes,
             process,
-            initialization_timeout=patience,
+            initialization_timeout=patience + 60,
             heartbeat_timeout_seconds=patience,
         )
     except Exception as error:
@@ -127,7 +132,18 @@ def _join(coordinator: str | None, processes: int | None, process: int | None, p
         place = coordinator or "the cluster that JAX found"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ProcessError(f"the processes could not be joined at {place}: {reason}") from error
+    finally:
+        late.cancel()
     return True
+
+
+def _too_late(coordinator: str | None, patience: int) -> None:
+    print(
+        f"mplug2: not all processes joined {coordinator or 'the cluster'} within {patience} s (--patience): "
+        "are they started, and do all name this address and this number of processes?",
+        file=sys.stderr,
+    )
+    _leave(2)
 
 
 def _check(coordinator: str, processes: int, process: int) -> None:

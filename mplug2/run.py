@@ -87,23 +87,35 @@ def read_run(path: Path | str) -> Run:
 def open_run(path: Path | str, recipe: Recipe, source: str = "", overrides: Sequence[str] = ()) -> Run:
     """The run directory of `recipe`, begun or continued, with one session more. `source` and `overrides` find
     the recipe again later. Raises RecipeError that lists the fields in which the directory's own recipe
-    differs."""
+    differs; one that was refused before its first step, and has kept nothing, may become another's."""
     path, told = Path(path), settings(recipe)
     with _writable(path):
         files.remove_unfinished(path / "run.json")
+    new = Run(path, source or recipe.name, tuple(overrides), fingerprint(recipe), told)
     if (path / "run.json").exists():
         run = read_run(path)
-        if run.fingerprint != fingerprint(recipe):
-            raise RecipeError(f"{path} holds a run of another recipe; {differences(run.settings, told)}")
+        if run.fingerprint != new.fingerprint:
+            if _begun(path):
+                raise RecipeError(f"{path} holds a run of another recipe; {differences(run.settings, told)}")
+            with _writable(path):
+                (path / "lock.json").unlink(missing_ok=True)
+            run = new
     elif path.is_dir() and any(path.iterdir()):
         raise RecipeError(f"{path} is not empty and not a run directory: give another one")
     else:
-        run = Run(path, source or recipe.name, tuple(overrides), fingerprint(recipe), told)
+        run = new
     with _writable(path):
         path.mkdir(parents=True, exist_ok=True)
         run = dataclasses.replace(run, sessions=(*run.sessions, _session()))
         run.write()
     return run
+
+
+def _begun(path: Path) -> bool:
+    """Whether the run in `path` has logged or kept a step."""
+    metrics, checkpoints = path / "metrics.jsonl", path / "checkpoints"
+    logged = metrics.exists() and metrics.stat().st_size > 0
+    return logged or (checkpoints.is_dir() and any(checkpoints.iterdir()))
 
 
 @contextmanager

@@ -151,12 +151,27 @@ def test_huge_pages_are_set_once_before_python_starts(monkeypatch, capsys):
     assert not started
 
 
-@pytest.mark.parametrize("words", [[], ["stride"], ["step", "--steps", "0"], ["step", "--scan", "--unroll"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["stride"],
+        ["step", "--steps", "0"],
+        ["step", "--scan", "--unroll"],
+        ["load", "--megabytes", "0"],
+    ],
+)
 def test_wrong_words_are_refused(words, capsys):
     with pytest.raises(SystemExit) as refusal:
         bench.main(words)
     assert refusal.value.code == 2
     assert "mplug2 bench" in capsys.readouterr().err
+
+
+def test_a_mesh_that_does_not_suit_is_refused_before_anything_is_read(monkeypatch, capsys):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    assert main(["bench", "step", "--recipe", "image_caption.tiny", "accumulate=3"]) == 2
+    assert "a batch of 8 does not divide into 3 parts" in capsys.readouterr().err
 
 
 def test_captions_are_timed_at_the_length_asked_for(monkeypatch, capsys):

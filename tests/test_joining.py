@@ -88,6 +88,12 @@ def test_sigterm_ends_an_evaluation_in_processes_at_once():
         assert process.wait(timeout=60) == -signal.SIGTERM
 
 
+def test_a_process_0_that_nobody_joins_says_so():
+    named = ("--coordinator", f"127.0.0.1:{free_port()}", "--processes", 2, "--process", 0, "--patience", 2)
+    ((status, said),) = finish([mplug2("eval", "text_classify.small", *named, devices=1)])
+    assert status == 2 and "not all processes joined 127.0.0.1:" in said and "Traceback" not in said
+
+
 @pytest.mark.slow
 def test_the_commands_train_and_score_in_processes_that_are_named_or_that_slurm_started(tmp_path):
     run_dir, scores = tmp_path / "run", tmp_path / "scores.json"

@@ -108,6 +108,11 @@ def test_kernels_that_are_not_here_are_no_hindrance_to_use_what_was_trained_with
     assert lock.compose(elsewhere)[0].execution.attention == "xla"
 
 
+def test_a_lock_is_checked_and_never_changed(locked, capsys):
+    assert main(["lock", str(locked), "--out", str(locked)]) == 2
+    assert "is a lock, which is checked: field=value and --out are for recipes" in capsys.readouterr().err
+
+
 def test_a_file_that_became_another_is_refused_with_both_sides(locked, published, capsys):
     assert main(["lock", str(locked)]) == 0
     assert "holds: 2 modules are what was locked, 1 begin by seed 0" in capsys.readouterr().out

@@ -13,7 +13,7 @@ import pytest
 
 from mplug2 import tasks
 from mplug2.data.pixels import Preprocessing
-from mplug2.modules import heads, text, universal, vision
+from mplug2.modules import decoder, heads, text, universal, vision
 from mplug2.network import Network, flat
 from mplug2.recipe import Objective, Recipe
 from mplug2.recipes import pretrain, world
@@ -191,6 +191,33 @@ def test_negatives_are_of_the_whole_batch_and_similarities_stay_by_rows(mesh):
     share = PAIRS // (mesh.data * mesh.fsdp)
     assert f"f32[{share},{PAIRS}]" in program and f"f32[{PAIRS},{PAIRS}]" not in program
     assert f"f32[{PAIRS},16]" in collectives(program)["all-gather"]  # the texts' vectors
+
+
+@pytest.mark.devices(8)
+def test_texts_that_sequence_does_not_divide_leave_no_trace_in_gradients():
+    """Three words over two devices: what pads them is nobody's word."""
+    recipe = Recipe(
+        name="complete",
+        modules={
+            "text": dataclasses.replace(text.tiny(), heads=4),
+            "universal": dataclasses.replace(universal.tiny(), depth=1, heads=4),
+            "decoder": dataclasses.replace(decoder.tiny(), vocabulary=world.VOCABULARY, depth=1, heads=4),
+        },
+        objectives={"complete": Objective(task=tasks.complete, data=None, batch=8)},
+        mesh=Mesh(sequence=2, tensor=2),
+    )
+    random, found = np.random.default_rng(0), []
+    batch = {
+        "text": random.integers(1, world.VOCABULARY, (8, 24), np.int32),
+        "target": random.integers(1, world.VOCABULARY, (8, 4), np.int32),
+    }
+    params = jax.jit(Network(recipe.parts).init, static_argnums=0)(0)
+    for each in (recipe, dataclasses.replace(recipe, mesh=Mesh())):
+        trainer = Trainer(each, Network(each.parts))
+        step = jax.jit(functools.partial(trainer.gradients, key=None), compiler_options=QUICK_TO_COMPILE)
+        batches = {"complete": {name: trainer.place_batch(array) for name, array in batch.items()}}
+        found.append(jax.device_get(flat(step(trainer.begin(params)["params"], {}, batches)[1])))
+    assert_equal_gradients(*found)
 
 
 def temporary_bytes(mesh: Mesh) -> int:

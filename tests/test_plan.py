@@ -269,6 +269,7 @@ def test_a_collective_is_as_fast_as_the_links_that_its_members_lie_along(kind, m
         ("--topology cpu:1 --mesh fsdp=many", 'fsdp is "many", expected a number of devices'),
         ("--batches-times 0.01", "0.01 times a batch of 8 is not whole"),
         ("--mesh tensor=3 --weak-scaling 8", "8 devices do not divide by the mesh's"),
+        ("--topology cpu:8 --mesh fsdp=8 --search", "--search looks for the mesh itself: leave --mesh out"),
         ("--weak-scaling 8,some", 'expected numbers of devices as in 8,64,512, got "8,some"'),
     ],
 )

@@ -115,6 +115,11 @@ def api(monkeypatch):
     return Api
 
 
+def test_an_address_of_another_kind_is_refused(tmp_path, capsys):
+    assert main(["publish", str(tmp_path), "--to", "ftp://foo/bar"]) == 2
+    assert "--to is ftp://foo/bar, expected a directory or hf://OWNER/NAME" in capsys.readouterr().err
+
+
 def test_a_folder_becomes_one_commit(api, tmp_path):
     assert upload.upload(tmp_path, "hf://me/mine@v1") == "https://hub/commit"
     assert api.calls == [("repository", "me/mine"), ("me/mine", tmp_path, None, "v1")]

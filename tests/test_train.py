@@ -22,6 +22,7 @@ from mplug2.errors import CheckpointError, DataError, RecipeError
 from mplug2.logbook import read_metrics
 from mplug2.network import Network, flat
 from mplug2.recipe import AdamW, Recipe
+from mplug2.roles import Execution
 from mplug2.run import default_folder, open_run, read_run
 from mplug2.sharding import Mesh
 from mplug2.train import DivergedError, train
@@ -230,3 +231,11 @@ def test_the_checkpoint_of_lowest_loss_is_kept(tmp_path):
 def test_a_best_that_nothing_measures_is_refused():
     with pytest.raises(RecipeError, match=r"best is 'loss/cont', expected.*did you mean \"loss/count\""):
         toy(best="loss/cont")
+
+
+def test_a_run_that_was_refused_before_its_first_step_may_become_another(tmp_path):
+    with pytest.raises(RecipeError, match="needs TPUs"):
+        run(toy(execution=Execution(attention="splash")), tmp_path)
+    assert run(toy(), tmp_path).finished
+    with pytest.raises(RecipeError, match="holds a run of another recipe; seed is 0 there, 1 here"):
+        run(toy(seed=1), tmp_path)

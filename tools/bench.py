@@ -88,6 +88,8 @@ def main(argv: list[str] | None = None) -> int:
     asked = parser.parse_args(words)
     if asked.steps < 1:
         parser.error(f"--steps is {asked.steps}, expected at least 1")
+    if getattr(asked, "megabytes", 1) < 1:
+        parser.error(f"--megabytes is {asked.megabytes}, expected at least 1")
     if min(getattr(asked, "batch", [1])) < 1:
         parser.error(f"--batch is {asked.batch}, expected at least 1")
     if asked.threads is not None:
@@ -131,12 +133,14 @@ def ensure_huge_pages(words: list[str]) -> None:
 
 def measure_step(asked: argparse.Namespace) -> int:
     from mplug2 import benchmark, overrides, recipes
+    from mplug2.step import check_mesh
 
     recipe = recipes.find(asked.recipe) if asked.recipe else official_work()
     recipe = overrides.apply(recipe, [*asked.overrides, *shorthands(asked)])
     said = any(override.startswith("objectives.caption.batch") for override in asked.overrides)
     if not asked.recipe and not said:
         recipe = one_clip_a_share(recipe)
+    check_mesh(recipe, recipe.mesh.build())
     batches = own_batches(recipe) if asked.recipe else official_batches(recipe.objectives["caption"].batch)
     batches = {
         name: {field: array for field, array in batch.items() if field != "index"}

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from mplug2 import hub, overrides, recipes
+from mplug2.errors import RecipeError
 from mplug2.hub import lock
 
 
@@ -24,6 +25,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE", help="where to (default: the standard output)")
     asked = parser.parse_intermixed_args(argv)
     if asked.what.endswith(".json"):
+        if asked.overrides or asked.out:
+            raise RecipeError(
+                f"{asked.what} is a lock, which is checked: field=value and --out are for recipes"
+            )
         locked = lock.read(asked.what)
         cards = lock.check(locked)
         for card in cards.values():

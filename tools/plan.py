@@ -63,6 +63,8 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON as well")
     given = parser.parse_intermixed_args(argv)
+    if given.search and given.mesh:
+        raise RecipeError("--search looks for the mesh itself: leave --mesh out")
     recipe = apply(recipes.find(given.recipe), given.overrides)
     recipe = textbook.with_batches(recipe, given.batches_times)
     if given.mesh:

@@ -27,6 +27,8 @@ from mplug2.trained import restore
 
 def main(argv: list[str]) -> None:
     arguments = _parser().parse_args(argv)
+    if "://" in arguments.to and not arguments.to.startswith("hf://"):
+        raise CardError(f"--to is {arguments.to}, expected a directory or hf://OWNER/NAME")
     run = read_run(arguments.run)
     recipe = overrides.apply(recipes.find(run.recipe), run.overrides)
     step, network, params = restore(run, recipe)

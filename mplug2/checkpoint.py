@@ -214,8 +214,9 @@ def fingerprint(params: Mapping[str, Any]) -> str:
     """sha256 of one module's arrays: their names, types, shapes and values."""
     digest = hashlib.sha256()
     for name, leaf in sorted(flat(params).items()):
-        # Of a copy: an array of a device keeps what the host has read of it.
-        array = np.ascontiguousarray(processes.fetched(jnp.copy(leaf)))
+        if isinstance(leaf, jax.Array):  # of a copy: an array of a device keeps what the host has read of it
+            leaf = processes.fetched(jnp.copy(leaf))
+        array = np.ascontiguousarray(leaf)
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
         digest.update(array.data)
     return digest.hexdigest()

@@ -34,9 +34,9 @@ def main(argv: list[str]) -> None:
     step, network, params = restore(run, recipe)
     if arguments.merged:
         network, params = adapt.merge(network, params)
-    # What was only adapted is published already: its delta's card names it.
-    known = [name for name in network.configs if arguments.merged or recipe.mode(name) != "lora"]
-    chosen = arguments.module or known
+    # What was frozen or only adapted is published already: the lock and a delta's card name it.
+    adapted = [name for name in network.configs if recipe.mode(name) == "lora" and arguments.merged]
+    chosen = arguments.module or [name for name in network.configs if recipe.trains(name) or name in adapted]
     for module in chosen:
         if module not in network.configs:
             raise CardError(
@@ -167,7 +167,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run", help="a run directory")
     parser.add_argument("--to", metavar="DIR|hf://OWNER/NAME", required=True, help="where files and cards go")
     parser.add_argument(
-        "--module", metavar="NAME", action="append", help="publish only this one (may be repeated)"
+        "--module",
+        metavar="NAME",
+        action="append",
+        help="publish this one (may be repeated; default: all that were trained)",
     )
     parser.add_argument(
         "--family", metavar="NAME", help="cards are called MODULE-NAME (default: the recipe's size)"

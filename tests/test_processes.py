@@ -237,7 +237,8 @@ def test_two_processes_place_cards_as_one_does_and_frozen_ones_have_the_same_has
 
 def test_process_0_alone_writes_and_prints(together):
     folder, _, said = together
-    assert "finished after step 12" in said[0] and "finished" not in said[1] and "step" not in said[1]
+    assert "finished after step 12" in said[0] and "examples/s" in said[0]
+    assert "finished" not in said[1] and "examples/s" not in said[1]  # XLA itself may say something
     (session,) = read_run(folder / "each holds half of them").sessions
     assert (session["machine"]["process_count"], session["machine"]["device_count"]) == (2, 4)
     assert len(list((folder / "each holds half of them" / "tensorboard").iterdir())) == 1

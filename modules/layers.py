@@ -78,6 +78,7 @@ def spread_heads(x: Array, tokens: str | None, last: str | None = None) -> Array
 
 
 def heads_axes(x: Array, tokens: str | None, last: str | None = None) -> Axes:
+    """The logical axes of heads `B K N D` or `B T K N D`, or of weights `B K N M`."""
     return (*("batch", "frames")[: x.ndim - 3], "heads", tokens, last)
 
 

@@ -37,9 +37,11 @@ def fits(query: Array, keys: Array, mask: Array | None) -> bool:
 def splash_attention(
     query: Array, keys: Array, values: Array, mask: Array | None, axes: Axes, *, interpret: bool = False
 ) -> Array:
-    """`mplug2.modules.functions.attention` without dropout, of what `fits`. On a mesh each device attends
-    with its own examples, heads and queries, by the logical `axes` of the query. `interpret` runs the kernels
-    as plain JAX, on any device."""
+    """`mplug2.modules.functions.attention` without dropout, of what `fits`: `B K N D`, `B K M D`, `B K M D`
+    -> `B K N D`, or with frames, `B T K N D`.
+
+    On a mesh each device attends with its own examples, heads and queries, by the logical `axes` of the
+    query. `interpret` runs the kernels as plain JAX, on any device."""
     tokens, lead = query.shape[-2], query.ndim - 3
     visible = jnp.ones((*query.shape[:lead], keys.shape[-2]), bool)
     if mask is not None:
@@ -67,14 +69,14 @@ def _attend(query: Array, keys: Array, values: Array, visible: Array, *, interpr
     """Of one device; `visible` is `B M` or `B T M`."""
     heads, many, width = query.shape[-3:]
     few = keys.shape[-2]
-    queries, memory = _block(many), _block(few)
+    query_block, key_block = _block(many), _block(few)
     kernel: Any = make_splash_mha_single_device(
         MultiHeadMask([FullMask((many, few))] * heads),
         block_sizes=BlockSizes(
-            block_q=queries,
-            block_kv=memory,
-            block_q_dkv=queries,
-            block_kv_dkv=memory,
+            block_q=query_block,
+            block_kv=key_block,
+            block_q_dkv=query_block,
+            block_kv_dkv=key_block,
             use_fused_bwd_kernel=True,
         ),
         interpret=interpret,
@@ -85,10 +87,11 @@ def _attend(query: Array, keys: Array, values: Array, visible: Array, *, interpr
     def one(query: Array, keys: Array, values: Array, seen: Array) -> Array:
         return kernel(query, keys, values, SegmentIds(queried, seen))
 
-    def clips(x: Array, axes: int) -> Array:
+    def each(x: Array, axes: int) -> Array:
+        """Examples, or their frames, along one axis before the last `axes`."""
         return x.reshape(-1, *x.shape[x.ndim - axes :])
 
-    mixed = jax.vmap(one)(clips(query * width**-0.5, 3), clips(keys, 3), clips(values, 3), clips(seen, 1))
+    mixed = jax.vmap(one)(each(query * width**-0.5, 3), each(keys, 3), each(values, 3), each(seen, 1))
     return mixed.reshape(query.shape)
 
 

@@ -138,8 +138,9 @@ def _join(coordinator: str | None, processes: int | None, process: int | None, p
 
 
 def _too_late(coordinator: str | None, patience: int) -> None:
+    place = coordinator or "the cluster that JAX found"
     print(
-        f"mplug2: not all processes joined {coordinator or 'the cluster'} within {patience} s (--patience): "
+        f"mplug2: error: not all processes joined {place} within {patience} s (--patience): "
         "are they started, and do all name this address and this number of processes?",
         file=sys.stderr,
     )

@@ -69,8 +69,8 @@ def train(
     say) may be given.
 
     Raises RecipeError if `run_dir` holds a run of another recipe, ProcessError if the mesh leaves one of
-    several processes out, CheckpointError if it cannot be read or
-    written, DivergedError with the step, the tasks and the example ids when a loss is not finite.
+    several processes out, CheckpointError if `run_dir` cannot be read or written, DivergedError with the
+    step, the tasks and the example ids when a loss is not finite.
     """
     _check_same(recipe)
     processes.check_all_used(recipe.mesh.build())

@@ -111,8 +111,8 @@ def test_lora_learns_new_colours_nearly_as_well_as_full_training_does_and_old_qu
     tmp_path,
 ):
     """Measured on two shared CPU cores, 600 examples. All parameters: 1.000 after 300, 500 and 900 steps at a
-    rate of 1e-3. LoRA, 34,464 of 1,894,304 parameters (1.82%), at 5e-3: 0.932 after 300 steps, 0.942 and
-    0.957 after 500 (two runs of the library), 0.952 after 900."""
+    rate of 1e-3. LoRA, 34,464 of 1,894,304 parameters (1.82%), at 5e-3: 0.932 after 300 steps, 0.957 and
+    0.942 after 500 (at two commits), 0.952 after 900."""
     whole = recipe(1e-3, {})
     network, params, _ = hub.assemble(whole)
     old, said = scored(whole, network, params, OldQuestions())

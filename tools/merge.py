@@ -11,6 +11,7 @@ from mplug2.hub import merge, readme
 from mplug2.hub.card import Card
 from mplug2.hub.merge_methods import METHODS, GreedySoup, Method, method
 from mplug2.hub.weights import FLOATS
+from mplug2.kernels import available
 from mplug2.network import Network
 
 
@@ -64,7 +65,7 @@ def score(cards: Mapping[str, Card], asked: argparse.Namespace) -> float:
     places = {module: str(card.folder / f"{card.name}.json") for module, card in cards.items()}
     recipe = hub.on_shelf(dataclasses.replace(recipe, cards={**recipe.cards, **places}))
     params, _ = hub.loaded(recipe)
-    network, only = Network(recipe.modules, recipe.execution), asked.score.partition("/")[0]
+    network, only = Network(recipe.modules, available(recipe.execution)), asked.score.partition("/")[0]
     results = evaluate(
         network, params, recipe, recipe.tokenizer, split="validation", only=[only], limit=asked.limit
     )

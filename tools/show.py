@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "overrides", nargs="*", metavar="field=value", help="change the recipe first, by dotted path"
     )
-    given = parser.parse_intermixed_args(argv)
+    given = parser.parse_args(argv)
     if given.name in modules.MODULES:
         if given.overrides:
             raise RecipeError(f"{given.name} is a module; field=value changes recipes")

@@ -104,23 +104,21 @@ def _card_files(folder: Path) -> list[Path]:
 def load(card: Card) -> tuple[Config, Parameters]:
     """A module's config and parameters. Raises CardError unless the file is the card's own, by size and
     sha256, and holds the config's arrays and no other."""
-    arrays = stored(card)
-    return card.config, _nested(placing.place(arrays, placing.on_first_device(arrays)))
+    return card.config, _placed(stored(card))
 
 
 def stored(card: Card) -> dict[str, np.ndarray]:
     """A module's arrays by name as its file stores them, verified as by `load`: read-only views of the mapped
     file."""
-    return _checked(card)[0]
+    return _checked(card)
 
 
 def load_onto(card: Card, mesh: jax.sharding.Mesh, *, verify: bool = True) -> Parameters:
     """A module's parameters on the devices of a mesh, by the table in mplug2.sharding. `verify=False` trusts
     that the file was verified when it was downloaded, so that each process of many reads its own slices only.
     Raises CardError, DownloadError."""
-    arrays, expected = _checked(card, verify)
     axes = flat(Network({card.module: card.config}).axes[card.module])
-    return _nested(placing.place(arrays, placing.on_mesh(mesh, axes, expected)))
+    return _placed(_checked(card, verify), axes, mesh)
 
 
 def is_here(card: Card) -> Path | None:
@@ -143,11 +141,11 @@ def located(card: Card, meter: Meter | None = None) -> Path:
         return fetch(card.file, meter=bar)
 
 
-def _checked(card: Card, verify: bool = True) -> tuple[dict[str, np.ndarray], Mapping[str, Any]]:
-    """A module's arrays as its file stores them, and the shapes that its config expects, which they have."""
+def _checked(card: Card, verify: bool = True) -> dict[str, np.ndarray]:
+    """A module's arrays as its file stores them, of the names and shapes that its config expects."""
     expected, arrays = gate.shapes(card.config, f"card {card.name}"), _arrays(card, verify=verify)
     gate.check(card, expected, arrays)
-    return arrays, expected
+    return arrays
 
 
 def _arrays(card: Card, verify: bool = True) -> dict[str, np.ndarray]:
@@ -164,6 +162,16 @@ def _arrays(card: Card, verify: bool = True) -> dict[str, np.ndarray]:
             f"parameters are one of {sorted(weights.FLOATS)}"
         )
     return arrays
+
+
+def _placed(
+    arrays: Mapping[str, np.ndarray],
+    axes: Mapping[str, Any] = NONE,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Parameters:
+    """Of one module, by its logical axes on a mesh, or on this process's first device."""
+    where = placing.on_first_device(arrays) if mesh is None else placing.on_mesh(mesh, axes, arrays)
+    return _nested(placing.place(arrays, where))
 
 
 def _nested(arrays: Mapping[str, Any]) -> Parameters:
@@ -241,12 +249,7 @@ def _loaded(
         arrays = _arrays(card)
         passed = gate.check(card, expected, arrays, initialise=source.initialise, skip=source.skip)
         chosen = {key: arrays[key] for key in passed.loaded}
-        shapes = {key: expected[key] for key in chosen}
-        if mesh is None:
-            where = placing.on_first_device(chosen)
-        else:
-            where = placing.on_mesh(mesh, flat(network.axes[module]), shapes)
-        params[module] = _nested(placing.place(chosen, where))
+        params[module] = _placed(chosen, flat(network.axes[module]), mesh)
         lines.append(
             Line.of(
                 module,

@@ -52,10 +52,10 @@ def on_first_device(names: Iterable[str]) -> dict[str, jax.sharding.Sharding]:
 
 
 def on_mesh(
-    mesh: jax.sharding.Mesh, axes: Mapping[str, Any], shapes: Mapping[str, Any]
+    mesh: jax.sharding.Mesh, axes: Mapping[str, Any], arrays: Mapping[str, Any]
 ) -> dict[str, jax.sharding.Sharding]:
-    """Where the arrays of a module lie, from their logical axes and shapes by name. A mesh of one device is
-    that device, as in training."""
+    """Where the arrays of a module lie, by their logical axes. A mesh of one device is that device, as in
+    training."""
     if mesh.size == 1:
-        return dict.fromkeys(shapes, jax.sharding.SingleDeviceSharding(mesh.devices.flat[0]))
-    return {name: sharding(mesh, axes[name], shape.shape) for name, shape in shapes.items()}
+        return dict.fromkeys(arrays, jax.sharding.SingleDeviceSharding(mesh.devices.flat[0]))
+    return {name: sharding(mesh, axes[name], array.shape) for name, array in arrays.items()}

@@ -78,7 +78,8 @@ def train(
     _check_shared(run)
     if composed is None:
         processes.of_first(lambda: lock.keep(run.path, lock.of(recipe, run.recipe, run.overrides)))
-        network, params, report = hub.assemble(recipe)
+        together = dataclasses.replace(recipe, execution=processes.without_loops(recipe.execution))
+        network, params, report = hub.assemble(together)
         processes.of_first(lambda: write_json(run.path / "load_report.json", dataclasses.asdict(report)))
     else:
         network, params = composed

@@ -30,6 +30,7 @@ from mplug2.logbook import read_metrics
 from mplug2.network import Network, flat
 from mplug2.recipe import Recipe
 from mplug2.recipes import text_classify
+from mplug2.roles import Execution
 from mplug2.run import read_run
 from mplug2.sharding import Mesh
 from mplug2.step import Trainer
@@ -72,6 +73,7 @@ def job(place: str) -> None:
     said["exchanged"] = processes.exchange(
         {"process": jax.process_index(), "text": "x" * jax.process_index()}
     )
+    said["scanned"] = processes.without_loops(Execution()).scan
     (folder / f"said-{jax.process_index()}.json").write_text(json.dumps(said))
     run(recipe(FSDP, steps=3000, checkpoint_every=5000), folder / "preempted", wait=0.02)
 
@@ -289,6 +291,11 @@ def test_a_checkpoint_that_one_process_does_not_see_is_refused_by_all(together):
         assert refused == "no module"
 
 
+def test_processes_of_cpus_unroll_their_layers(together):
+    assert [one["scanned"] for one in together[1]] == [False, False]
+    assert processes.without_loops(Execution()) == Execution(scan=True)
+
+
 def test_what_is_exchanged_arrives_whole(together):
     for one in together[1]:
         assert one["exchanged"] == [{"process": 0, "text": ""}, {"process": 1, "text": "x"}]
@@ -372,8 +379,6 @@ def all_tasks_alone(tmp_path_factory) -> tuple[np.ndarray, dict[str, np.ndarray]
 def test_fifty_steps_of_all_tasks_in_several_processes_are_those_of_one(
     count, mesh, all_tasks_alone, tmp_path
 ):
-    """On two cores Gloo (jax 0.10.2) hung in the second step of two processes on data 2 x sequence 2 x tensor
-    2, so that this fails there after an hour; the same step in one process of eight devices goes on."""
     words = ("test_processes.train_all_tasks", tmp_path, json.dumps(mesh))
     call(*words, count=count, devices=8 // count)
     (expected, expected_gradients), (found, gradients) = all_tasks_alone, learned(tmp_path)

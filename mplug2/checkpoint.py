@@ -9,6 +9,7 @@ in one folder. A checkpoint is complete when `files.json`, written last and by p
 its files.
 """
 
+import asyncio
 import contextlib
 import gc
 import hashlib
@@ -17,6 +18,7 @@ import shutil
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -91,7 +93,7 @@ class Checkpoints:
             return
         with _explained(self.path(step)):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with _context():
+            with _context(), _threads(len(items) + 8):
                 saving = ocp.save_checkpointables_async(str(self.path(step)), dict(items))
         self._saving = threading.Thread(target=self._finish, args=(step, saving), name="mplug2-checkpoint")
         self._saving.start()
@@ -295,6 +297,26 @@ def _context() -> ocp.Context:
         registry.add(ocp.handlers.JsonHandler, checkpointable_name=item)
     context.checkpointables.registry = registry
     return context
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Event loops that begin in this block have so many threads. Orbax waits for the other processes once an
+    item, in a thread of its event loop: with asyncio's own few (CPUs and 4 more) all may be taken by items
+    that wait for processes whose threads all wait for other items."""
+
+    class Roomy(asyncio.DefaultEventLoopPolicy):
+        def new_event_loop(self) -> asyncio.AbstractEventLoop:
+            loop = super().new_event_loop()
+            loop.set_default_executor(ThreadPoolExecutor(count, thread_name_prefix="mplug2-checkpoint"))
+            return loop
+
+    before = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(Roomy())
+    try:
+        yield
+    finally:
+        asyncio.set_event_loop_policy(before)
 
 
 def _brief(error: BaseException) -> str:

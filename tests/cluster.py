@@ -45,8 +45,13 @@ def start(function: str, *words: object, count: int, devices: int) -> list[subpr
 
 
 def finish(started: list[subprocess.Popen[str]], timeout: float = 3600) -> list[tuple[int, str]]:
-    """(exit status, what it said) of each."""
-    said = [process.communicate(timeout=timeout)[0] for process in started]
+    """(exit status, what it said) of each. None is left where one does not end within `timeout` seconds."""
+    try:
+        said = [process.communicate(timeout=timeout)[0] for process in started]
+    except subprocess.TimeoutExpired:
+        for process in started:
+            process.kill()
+        raise
     return [(process.returncode, text) for process, text in zip(started, said, strict=True)]
 
 

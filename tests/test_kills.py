@@ -1,7 +1,7 @@
 """kill -9 of a training in two processes, at random instants: it goes on from its newest complete checkpoint
 and ends with the very same parameters; in one process on one device, with the same examples and losses.
 
-The default run kills once. Fifty times: make test-slow TEST_ARGS='-k fifty -s'
+The default run kills once. Fifty times: make test-slow TEST_ARGS='-k killed_fifty -s'
 """
 
 import dataclasses

@@ -19,6 +19,7 @@ import pytest
 import test_evaluate
 import test_meshes
 from cluster import call, finish, start
+from jax.sharding import NamedSharding, PartitionSpec
 from toy import losses, run, toy
 
 from mplug2 import processes
@@ -315,6 +316,26 @@ def test_evaluations_in_two_processes_are_those_of_one_to_the_last_bit(together)
     assert [json.loads(line)["index"] for line in lines] == list(range(10))
 
 
+def save_many_items(folder: str) -> None:
+    spread = NamedSharding(Mesh(data=2).build(), PartitionSpec("data"))
+    array = jax.make_array_from_callback((2,), spread, lambda place: np.arange(2.0)[place])
+    names = [f"module{number}" for number in range(40)]
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(1, {name: {"kernel": array} for name in names[:: -1 if jax.process_index() else 1]})
+    checkpoints.wait()
+
+
+def test_items_that_processes_write_in_different_orders_do_not_wait_for_each_other(tmp_path):
+    """More of them than asyncio ever has threads by itself."""
+    assert [
+        status
+        for status, _ in finish(
+            start("test_processes.save_many_items", tmp_path, count=2, devices=1), timeout=300
+        )
+    ] == [0, 0]
+    assert Checkpoints(tmp_path).steps == [1]
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Jobs that end too early
 
@@ -336,7 +357,11 @@ def test_what_one_process_meets_all_are_told(tmp_path):
 
 
 def all_tasks(**changes) -> Recipe:
-    return test_meshes.multi_task(steps=50, log_every=1, checkpoint_every=1, keep=50, **changes)
+    """Without dropout, whose random bits take as long to compile as all else, in every process anew; how a
+    mesh draws them, test_meshes shows."""
+    return test_meshes.multi_task(
+        steps=50, log_every=1, checkpoint_every=1, keep=50, dropout=False, **changes
+    )
 
 
 def train_all_tasks(folder: str, mesh: str) -> None:

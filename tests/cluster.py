@@ -51,6 +51,7 @@ def finish(started: list[subprocess.Popen[str]], timeout: float = 3600) -> list[
     except subprocess.TimeoutExpired:
         for process in started:
             process.kill()
+            process.communicate()
         raise
     return [(process.returncode, text) for process, text in zip(started, said, strict=True)]
 

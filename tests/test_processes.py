@@ -327,12 +327,8 @@ def save_many_items(folder: str) -> None:
 
 def test_items_that_processes_write_in_different_orders_do_not_wait_for_each_other(tmp_path):
     """More of them than asyncio ever has threads by itself."""
-    assert [
-        status
-        for status, _ in finish(
-            start("test_processes.save_many_items", tmp_path, count=2, devices=1), timeout=300
-        )
-    ] == [0, 0]
+    ended = finish(start("test_processes.save_many_items", tmp_path, count=2, devices=1), timeout=300)
+    assert [status for status, _ in ended] == [0, 0], ended
     assert Checkpoints(tmp_path).steps == [1]
 
 

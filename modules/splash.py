@@ -87,9 +87,9 @@ def _attend(query: Array, keys: Array, values: Array, visible: Array, *, interpr
     def one(query: Array, keys: Array, values: Array, seen: Array) -> Array:
         return kernel(query, keys, values, SegmentIds(queried, seen))
 
-    def each(x: Array, axes: int) -> Array:
-        """Examples, or their frames, along one axis before the last `axes`."""
-        return x.reshape(-1, *x.shape[x.ndim - axes :])
+    def each(x: Array, kept: int) -> Array:
+        """Examples, or their frames, along one axis before the last `kept` ones."""
+        return x.reshape(-1, *x.shape[x.ndim - kept :])
 
     mixed = jax.vmap(one)(each(query * width**-0.5, 3), each(keys, 3), each(values, 3), each(seen, 1))
     return mixed.reshape(query.shape)

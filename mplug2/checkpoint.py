@@ -42,6 +42,9 @@ JSON_ITEMS = ("iterator", "metadata")
 RESERVED = ("optimizer", "window", *JSON_ITEMS)
 """Items that are not modules."""
 
+SPARE_THREADS = 8
+"""Of a save, for its files, beside those that wait for other processes."""
+
 Wanted = Mapping[str, Any] | Callable[[Path], Mapping[str, Any]]
 """What to read: a tree of `jax.ShapeDtypeStruct` (with a sharding) for each item, None for a JSON item; or a
 function that says so once it has seen the checkpoint's folder."""
@@ -93,7 +96,7 @@ class Checkpoints:
             return
         with _explained(self.path(step)):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with _context(), _threads(len(items) + 8):
+            with _context(), _threads(len(items) + SPARE_THREADS):
                 saving = ocp.save_checkpointables_async(str(self.path(step)), dict(items))
         self._saving = threading.Thread(target=self._finish, args=(step, saving), name="mplug2-checkpoint")
         self._saving.start()
@@ -301,9 +304,14 @@ def _context() -> ocp.Context:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Event loops that begin in this block have so many threads. Orbax waits for the other processes once an
-    item, in a thread of its event loop: with asyncio's own few (CPUs and 4 more) all may be taken by items
-    that wait for processes whose threads all wait for other items."""
+    """Of several processes, event loops that begin in this block have so many threads.
+
+    Orbax waits for the other processes twice for each item, each time in a thread of its event loop. Of
+    asyncio's own few (CPUs and 4 more, at most 32) all may be taken by items that wait for processes whose
+    threads all wait for other items. (Policies are how asyncio lets this be said until Python 3.16.)"""
+    if jax.process_count() == 1:
+        yield
+        return
 
     class Roomy(asyncio.DefaultEventLoopPolicy):
         def new_event_loop(self) -> asyncio.AbstractEventLoop:

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import jax
@@ -25,7 +24,6 @@ from jax.experimental import multihost_utils
 
 from mplug2.errors import Mplug2Error
 from mplug2.lifeline import GRACE, Lifeline
-from mplug2.roles import Execution
 from mplug2.sharding import batch_sharding
 
 S = TypeVar("S")
@@ -265,14 +263,6 @@ def fetched(tree: Any) -> Any:
         return multihost_utils.process_allgather(leaf, tiled=True) if spread else leaf
 
     return jax.device_get(jax.tree.map(gathered, tree))  # which copies all at once
-
-
-def without_loops(execution: Execution) -> Execution:
-    """The same with layers unrolled where several processes train on CPUs. There XLA (jax 0.10.2) starts the
-    next collective as soon as a loop before it has *started*, so that the loop's own come in no certain order
-    and processes wait for different ones."""
-    together = jax.process_count() > 1 and jax.default_backend() == "cpu"
-    return replace(execution, scan=False) if together else execution
 
 
 def check_all_used(mesh: jax.sharding.Mesh) -> None:

@@ -11,6 +11,7 @@ contrastive loss then sees only its part as negatives, and a mean over words is 
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -86,6 +87,19 @@ def check_attention(recipe: Recipe, platform: str) -> None:
         )
 
 
+def _in_order(network: Network, mesh: jax.sharding.Mesh) -> Network:
+    """The network with its layers unrolled where several processes train on CPUs. There XLA (jax 0.10.2)
+    starts a collective as soon as a loop before it has *started*, so that those of the loop come in no
+    certain order and processes may wait for different ones.
+
+    Two loops stay: that over parts of a batch (`accumulate`), for whose result every later collective waits;
+    and that over chunks of words where a device has millions of logits (`mplug2.losses`), which for training
+    on CPUs is too many anyway."""
+    if jax.process_count() == 1 or mesh.devices.flat[0].platform != "cpu":
+        return network
+    return Network(network.configs, replace(network.execution, scan=False))
+
+
 class Trainer:
     """A recipe and its network made ready to train: `begin`, `step`, and where everything lies.
 
@@ -98,7 +112,7 @@ class Trainer:
         self.mesh = recipe.mesh.build() if mesh is None else mesh
         check_mesh(recipe, self.mesh)
         check_attention(recipe, self.mesh.devices.flat[0].platform)
-        self.recipe, self.network = recipe, network
+        self.recipe, self.network = recipe, _in_order(network, self.mesh)
         self.names = trained(recipe)
         axes = {name: network.axes[name] for name in self.names}
         self.rate = optim.schedule(recipe.optimizer, recipe.steps)

@@ -78,8 +78,7 @@ def train(
     _check_shared(run)
     if composed is None:
         processes.of_first(lambda: lock.keep(run.path, lock.of(recipe, run.recipe, run.overrides)))
-        together = dataclasses.replace(recipe, execution=processes.without_loops(recipe.execution))
-        network, params, report = hub.assemble(together)
+        network, params, report = hub.assemble(recipe)
         processes.of_first(lambda: write_json(run.path / "load_report.json", dataclasses.asdict(report)))
     else:
         network, params = composed

@@ -45,14 +45,15 @@ def start(function: str, *words: object, count: int, devices: int) -> list[subpr
 
 
 def finish(started: list[subprocess.Popen[str]], timeout: float = 3600) -> list[tuple[int, str]]:
-    """(exit status, what it said) of each. None is left where one does not end within `timeout` seconds."""
+    """(exit status, what it said) of each. Where one does not end within `timeout` seconds, none is left, and
+    the error holds what they said."""
     try:
         said = [process.communicate(timeout=timeout)[0] for process in started]
     except subprocess.TimeoutExpired:
         for process in started:
             process.kill()
-            process.communicate()
-        raise
+        said = "\n".join(process.communicate()[0] for process in started)
+        raise AssertionError(f"not ended within {timeout} s:\n{said}") from None
     return [(process.returncode, text) for process, text in zip(started, said, strict=True)]
 
 

@@ -107,10 +107,12 @@ def load(card: Card) -> tuple[Config, Parameters]:
     return card.config, _placed(stored(card))
 
 
-def stored(card: Card) -> dict[str, np.ndarray]:
-    """A module's arrays by name as its file stores them, verified as by `load`: read-only views of the mapped
-    file."""
-    return _checked(card)
+def stored(card: Card, *, verify: bool = True) -> dict[str, np.ndarray]:
+    """A module's arrays by name as its file stores them, checked as by `load` (`verify=False`: but for the
+    sha256): read-only views of the mapped file."""
+    expected, arrays = gate.shapes(card.config, f"card {card.name}"), _arrays(card, verify=verify)
+    gate.check(card, expected, arrays)
+    return arrays
 
 
 def load_onto(card: Card, mesh: jax.sharding.Mesh, *, verify: bool = True) -> Parameters:
@@ -118,7 +120,7 @@ def load_onto(card: Card, mesh: jax.sharding.Mesh, *, verify: bool = True) -> Pa
     that the file was verified when it was downloaded, so that each process of many reads its own slices only.
     Raises CardError, DownloadError."""
     axes = flat(Network({card.module: card.config}).axes[card.module])
-    return _placed(_checked(card, verify), axes, mesh)
+    return _placed(stored(card, verify=verify), axes, mesh)
 
 
 def is_here(card: Card) -> Path | None:
@@ -139,13 +141,6 @@ def located(card: Card, meter: Meter | None = None) -> Path:
         return fetch(card.file, meter=meter)
     with Bar() as bar:
         return fetch(card.file, meter=bar)
-
-
-def _checked(card: Card, verify: bool = True) -> dict[str, np.ndarray]:
-    """A module's arrays as its file stores them, of the names and shapes that its config expects."""
-    expected, arrays = gate.shapes(card.config, f"card {card.name}"), _arrays(card, verify=verify)
-    gate.check(card, expected, arrays)
-    return arrays
 
 
 def _arrays(card: Card, verify: bool = True) -> dict[str, np.ndarray]:
@@ -169,7 +164,8 @@ def _placed(
     axes: Mapping[str, Any] = NONE,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Parameters:
-    """Of one module, by its logical axes on a mesh, or on this process's first device."""
+    """A module's arrays by name -> its parameters: on a mesh by their logical `axes`, or on this process's
+    first device."""
     where = placing.on_first_device(arrays) if mesh is None else placing.on_mesh(mesh, axes, arrays)
     return _nested(placing.place(arrays, where))
 

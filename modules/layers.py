@@ -78,7 +78,8 @@ def spread_heads(x: Array, tokens: str | None, last: str | None = None) -> Array
 
 
 def heads_axes(x: Array, tokens: str | None, last: str | None = None) -> Axes:
-    """The logical axes of heads `B K N D` or `B T K N D`, or of weights `B K N M`."""
+    """The logical axes of heads `B K N D` or `B T K N D`, or of attention's weights `B K N M` or `B T K N M`;
+    `tokens` is that of N, `last` that of D or M."""
     return (*("batch", "frames")[: x.ndim - 3], "heads", tokens, last)
 
 

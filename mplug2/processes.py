@@ -36,6 +36,9 @@ ALONE = ("coordinator_address should be defined", "initialise the XLA backend")
 """What JAX says to a process of which nobody said anything: no cluster is there that it knows; a program that
 uses its devices already has called us. Anything else is a job that it cannot join, not one process."""
 
+FOUND = "the cluster that JAX found"
+"""Where processes join that were told no coordinator."""
+
 STATUS = {Mplug2Error: 2, KeyboardInterrupt: 130}
 """Exit statuses by what ended a process, as mplug2.tools.main has them; 1 for anything else."""
 
@@ -129,18 +132,18 @@ def _join(coordinator: str | None, processes: int | None, process: int | None, p
     except Exception as error:
         if len(missing) == len(said) and any(reason in str(error) for reason in ALONE):
             return False
-        place = coordinator or "the cluster that JAX found"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ProcessError(f"the processes could not be joined at {place}: {reason}") from error
+        raise ProcessError(
+            f"the processes could not be joined at {coordinator or FOUND}: {reason}"
+        ) from error
     finally:
         late.cancel()
     return True
 
 
 def _too_late(coordinator: str | None, patience: int) -> None:
-    place = coordinator or "the cluster that JAX found"
     print(
-        f"mplug2: error: not all processes joined {place} within {patience} s (--patience): "
+        f"mplug2: error: not all processes joined {coordinator or FOUND} within {patience} s (--patience): "
         "are they started, and do all name this address and this number of processes?",
         file=sys.stderr,
     )

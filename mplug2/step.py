@@ -93,8 +93,8 @@ def _in_order(network: Network, mesh: jax.sharding.Mesh) -> Network:
     certain order and processes may wait for different ones.
 
     Two loops stay: that over parts of a batch (`accumulate`), for whose result every later collective waits;
-    and that over chunks of words where a device has millions of logits (`mplug2.losses`), which for training
-    on CPUs is too many anyway."""
+    and that over chunks of words, which may still hang (`mplug2.losses`: only where a device has more logits
+    than a chunk holds)."""
     if jax.process_count() == 1 or mesh.devices.flat[0].platform != "cpu":
         return network
     return Network(network.configs, replace(network.execution, scan=False))

@@ -52,8 +52,8 @@ def finish(started: list[subprocess.Popen[str]], timeout: float = 3600) -> list[
     except subprocess.TimeoutExpired:
         for process in started:
             process.kill()
-        said = "\n".join(process.communicate()[0] for process in started)
-        raise AssertionError(f"not ended within {timeout} s:\n{said}") from None
+        texts = "\n".join(process.communicate()[0] for process in started)
+        raise AssertionError(f"not ended within {timeout} s:\n{texts}") from None
     return [(process.returncode, text) for process, text in zip(started, said, strict=True)]
 
 

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 import pytest
 import test_evaluate
 import test_meshes
-from cluster import call, finish, start
+from cluster import finish, start
 from jax.sharding import NamedSharding, PartitionSpec
 from toy import losses, run, toy
 
@@ -28,7 +27,7 @@ from mplug2.errors import CheckpointError, DataError, Mplug2Error
 from mplug2.evaluate import Classification, Retrieval
 from mplug2.hub import publishing
 from mplug2.logbook import read_metrics
-from mplug2.network import Network, flat
+from mplug2.network import Network
 from mplug2.recipe import Recipe
 from mplug2.recipes import text_classify
 from mplug2.run import read_run
@@ -345,64 +344,3 @@ def test_what_one_process_meets_all_are_told(tmp_path):
     assert [status for status, _ in ended] == [2, 2], ended
     assert "process 1 has ended (DataError: the stream of batches has ended before" in ended[0][1]
     assert "Traceback" not in ended[0][1]
-
-
-# ------------------------------------------------------------------------------------------------------------
-# All tasks
-
-
-def all_tasks(**changes) -> Recipe:
-    """Without dropout, whose random bits take as long to compile as all else, in every process anew; how a
-    mesh draws them, test_meshes shows."""
-    return test_meshes.multi_task(
-        steps=50, log_every=1, checkpoint_every=1, keep=50, dropout=False, **changes
-    )
-
-
-def train_all_tasks(folder: str, mesh: str) -> None:
-    train(all_tasks(mesh=Mesh(**json.loads(mesh))), folder)
-
-
-def learned(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The losses of a run, and its first step's gradients, clipped: Adam's first moment begins as a tenth of
-    them."""
-    recipe, checkpoints = all_tasks(), Checkpoints(folder)
-    checkpoints.continue_from(1)
-    moments = Trainer(recipe, Network(recipe.parts, recipe.execution)).abstract["moments"]
-    _, items = checkpoints.restore({"optimizer": moments}) or pytest.fail("no checkpoint")
-    moment = jax.device_get(flat(optax.tree.get(items["optimizer"], "mu")))
-    return np.array([line["loss"] for line in read_metrics(folder)]), moment
-
-
-@pytest.fixture(scope="module")
-def all_tasks_alone(tmp_path_factory) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    folder = tmp_path_factory.mktemp("all")
-    call("test_processes.train_all_tasks", folder, "{}", count=1, devices=1)
-    return learned(folder)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "count, mesh",
-    [
-        (2, {"data": 8}),
-        (2, {"fsdp": 8}),
-        (2, {"fsdp": 2, "tensor": 4}),
-        (2, {"data": 2, "sequence": 2, "tensor": 2}),
-        (4, {"data": 8}),
-        (4, {"fsdp": 8}),
-        (4, {"fsdp": 2, "tensor": 4}),
-        (4, {"data": 2, "sequence": 2, "tensor": 2}),
-    ],
-    ids=str,
-)
-def test_fifty_steps_of_all_tasks_in_several_processes_are_those_of_one(
-    count, mesh, all_tasks_alone, tmp_path
-):
-    words = ("test_processes.train_all_tasks", tmp_path, json.dumps(mesh))
-    call(*words, count=count, devices=8 // count)
-    (expected, expected_gradients), (found, gradients) = all_tasks_alone, learned(tmp_path)
-    apart = abs(found / expected - 1)
-    print(count, mesh, "relative differences: first step", apart[0], "largest", apart.max())
-    assert len(apart) == 50 and apart[0] <= 1e-5 and apart.max() <= 1e-3
-    test_meshes.assert_equal_gradients(gradients, expected_gradients)

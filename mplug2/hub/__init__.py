@@ -237,15 +237,16 @@ def _loaded(
     """What the sources' cards hold, through the gate, and the account of every array of the network."""
     params: Parameters = {}
     lines: list[Line] = []
+    shapes, axes = network.shapes, network.axes
     for module, source in sources.items():
-        expected, card = flat(network.shapes[module]), source.card
+        expected, card = flat(shapes[module]), source.card
         if card is None:
             lines.append(Line.of(module, source.mode, initialised=expected))
             continue
         arrays = _arrays(card)
         passed = gate.check(card, expected, arrays, initialise=source.initialise, skip=source.skip)
         chosen = {key: arrays[key] for key in passed.loaded}
-        params[module] = _placed(chosen, flat(network.axes[module]), mesh)
+        params[module] = _placed(chosen, flat(axes[module]), mesh)
         lines.append(
             Line.of(
                 module,

@@ -306,7 +306,9 @@ class Trainer:
         params: Any = optax.apply_updates(state["params"], updates)
 
         values = {"loss": total, **{f"loss/{name}": loss for name, loss in losses.items()}}
-        values["gradient_norm"] = optax.tree.norm(gradients)
+        # Fenced off: XLA on CPUs would share the squares with the optimizer, and so write all of them down.
+        fenced = jax.tree.map(jax.lax.optimization_barrier, gradients)
+        values["gradient_norm"] = optax.tree.norm(fenced)
         new = {"step": done + 1, "params": params, "moments": moments}
         new["window"] = _windowed(state["window"], values, fresh=done % recipe.log_every == 0)
         new["bad"] = _first_bad(state["bad"], values, done + 1)

@@ -119,22 +119,32 @@ def contrast(mesh: Mesh) -> Recipe:
     )
 
 
+def compiled_gradient(mesh: Mesh) -> tuple[Trainer, Any]:
+    recipe = contrast(mesh)
+    trainer = Trainer(recipe, Network(recipe.parts))
+    batch = {
+        "clips": jax.ShapeDtypeStruct((PAIRS, 1, 32, 32, 3), np.uint8),
+        "text": jax.ShapeDtypeStruct((PAIRS, 18), np.int32),
+    }
+    step = jax.jit(functools.partial(trainer.gradients, key=None), compiler_options=QUICK_TO_COMPILE)
+    lowered = step.lower(trainer.abstract["params"], {}, trainer.abstract_batches({"contrast": batch}))
+    return trainer, lowered.compile()
+
+
 @functools.cache
 def gradient(mesh: Mesh) -> tuple[str, float, dict[str, np.ndarray]]:
     """(program, loss, gradients) of one batch."""
-    recipe = contrast(mesh)
-    network = Network(recipe.parts)
-    trainer = Trainer(recipe, network)
+    trainer, compiled = compiled_gradient(mesh)
     random = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: 0.2 * random.standard_normal(leaf.shape, np.float32), network.shapes)
+    params = jax.tree.map(
+        lambda leaf: 0.2 * random.standard_normal(leaf.shape, np.float32), trainer.network.shapes
+    )
     batch = {
         "clips": random.integers(0, 256, (PAIRS, 1, 32, 32, 3), np.uint8),
         "text": random.integers(1, world.VOCABULARY, (PAIRS, 18), np.int32),
     }
     placed = jax.device_put(params, trainer.shardings and trainer.shardings["params"])
     batches = {"contrast": {name: trainer.place_batch(array) for name, array in batch.items()}}
-    step = jax.jit(functools.partial(trainer.gradients, key=None), compiler_options=QUICK_TO_COMPILE)
-    compiled: Any = step.lower(placed, {}, batches).compile()
     (loss, _), gradients = compiled(placed, {}, batches)
     return compiled.as_text(), float(loss), jax.device_get(flat(gradients))
 
@@ -193,6 +203,26 @@ def test_negatives_are_of_the_whole_batch_and_similarities_stay_by_rows(mesh):
     share = PAIRS // (mesh.data * mesh.fsdp)
     assert f"f32[{share},{PAIRS}]" in program and f"f32[{PAIRS},{PAIRS}]" not in program
     assert f"f32[{PAIRS},16]" in collectives(program)["all-gather"]  # the texts' vectors
+
+
+def kinds_in_loops(program: str) -> set[str]:
+    """The kinds of collectives inside the loops of a program, or in what those call."""
+    bodies = dict(re.findall(r"^%?(\S+) \(.*?\{$(.*?)^\}", program, re.DOTALL | re.MULTILINE))
+    inside, rest = set(), set(re.findall(r"body=%?([\w.-]+)", program))
+    while rest:
+        inside |= rest
+        called = (re.findall(r"(?:body|calls|to_apply)=%?([\w.-]+)", bodies[name]) for name in rest)
+        rest = set().union(*called) - inside
+    return set().union(*(collectives(bodies[name]) for name in inside))
+
+
+@pytest.mark.devices(8)
+def test_processes_of_cpus_have_no_collective_in_a_loop(monkeypatch):
+    """Nothing orders it after the loops that run beside it, and processes would wait for different ones."""
+    mesh = MESHES["fsdp and tensor"]
+    assert kinds_in_loops(gradient(mesh)[0]) >= {"all-gather", "all-reduce"}
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert not kinds_in_loops(compiled_gradient(mesh)[1].as_text())
 
 
 @pytest.mark.devices(8)

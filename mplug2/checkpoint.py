@@ -179,11 +179,17 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def restore_modules(
-    run_dir: Path | str, names: Iterable[str] | None = None, *, ema: bool = True, best: str = ""
+    run_dir: Path | str,
+    names: Iterable[str] | None = None,
+    *,
+    ema: bool = True,
+    best: str = "",
+    shardings: Mapping[str, Any] | None = None,
 ) -> tuple[int, Parameters]:
     """(step, {module: parameters}) of the newest readable checkpoint of a run, or of the best one by the
     score `best`: the modules `names`, or all that were trained; their running averages if the run keeps them
-    and `ema`. Reads nothing else; arrays lie on this process's first device.
+    and `ema`. Reads nothing else. `shardings` says where arrays lie, {module: of each parameter} (default: on
+    this process's first device).
 
     Frozen modules are not in a run: compose them from their cards. Raises CheckpointError if there is no
     checkpoint, or a module was not trained in this run.
@@ -197,15 +203,21 @@ def restore_modules(
             raise CheckpointError(
                 f"{path}: holds the trained modules {trained}, not {strange}{nearest(strange[0], trained)}"
             )
-        items = [AVERAGE + name if ema and AVERAGE + name in there else name for name in chosen]
+        items = {name: AVERAGE + name if ema and AVERAGE + name in there else name for name in chosen}
         with _context():
             stored = ocp.checkpointables_metadata(str(path)).metadata
         first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+        def placed(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
         return {
             item: jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=first), stored[item]
+                placed,
+                stored[item],
+                shardings[name] if shardings else jax.tree.map(lambda _: first, stored[item]),
             )
-            for item in items
+            for name, item in items.items()
         }
 
     restored = Checkpoints(run_dir, judged_by=best).restore(wanted, best=True)

@@ -81,7 +81,7 @@ def evaluate(
         for outputs in evaluation.outputs:
             select(outputs, network.configs)
     if compiled is None:
-        compiled = Compiled(network, jax.device_put(params), recipe.preprocessing)
+        compiled = Compiled(network, params, recipe.preprocessing, recipe.mesh.of_process())
     inference = Inference(compiled=compiled, recipe=recipe, tokenizer=tokenizer, split=split, limit=limit)
     scores: dict[str, Score] = {}
     # Refreshed by hand: rich's own thread would import while TFDS, loaded with the data, replaces `import`.

@@ -2,7 +2,7 @@
 
 The functions are the tasks of mplug2.tasks without their losses. Over a split batches are of a fixed size;
 the last one is filled up, and what was filled up is cut off again. Several processes take the batches in
-turn: the same batches, and so the same numbers, as one process.
+turn, each on devices of its own: the same batches, and so the same numbers, as one process.
 """
 
 import copy
@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mplug2 import processes
+from mplug2 import processes, sharding
 from mplug2.data.pixels import Preprocessing
 from mplug2.data.stream import Mixture, collate
 from mplug2.data.tokens import Tokenizer
@@ -179,18 +179,43 @@ Compute = Callable[[Mapping[str, Any]], Any]
 
 class Compiled:
     """Outputs of one network with its parameters, deltas merged into them: each is compiled once for each
-    shape of a batch."""
+    shape of a batch. Parameters, examples and caches are spread over a `mesh` of this process's devices, if
+    there is one. Raises RecipeError where it would cut a head."""
 
-    def __init__(self, network: Network, params: Parameters, preprocessing: Preprocessing):
-        self._network, self._params, self._preprocessing = network, network.adapted(params), preprocessing
+    def __init__(
+        self,
+        network: Network,
+        params: Parameters,
+        preprocessing: Preprocessing,
+        mesh: jax.sharding.Mesh | None = None,
+    ):
+        self._mesh = mesh or sharding.Mesh().of_process()
+        sharding.check_heads(self._mesh, network.configs)
+        self._network, self._preprocessing = network, preprocessing
+        self._params = self._placed(network, params)
         self._known: dict[tuple, Callable[[Parameters, Batch], Any]] = {}
+
+    def _placed(self, network: Network, params: Parameters) -> Parameters:
+        params = network.adapted(params)
+        if self._mesh.size == 1:
+            return jax.device_put(params)
+        axes, shapes = network.axes, network.shapes
+        where = {name: sharding.shardings(self._mesh, axes[name], shapes[name]) for name in params}
+        return jax.device_put(params, where)
+
+    def _spread(self, array: Any) -> Any:
+        """An array of a batch, by examples where they divide."""
+        if self._mesh.size == 1:
+            return array
+        axes = ("batch", *(None,) * (array.ndim - 1))
+        return jax.device_put(array, sharding.sharding(self._mesh, axes, array.shape))
 
     def on(self, network: Network, params: Parameters) -> "Compiled":
         """The same programs on parameters that are adapted otherwise: `params` of `network`, which has the
         same modules and any deltas. Nothing is compiled again where the shapes are the same, unless a
         delta is not merged: a prompt makes a program of its own."""
         other = copy.copy(self)
-        other._params = network.adapted(params)
+        other._params = self._placed(network, params)
         if any(map(base_of, {**self._params, **other._params})):  # other inputs are another program
             other._network, other._known = network, {}
         return other
@@ -203,11 +228,12 @@ class Compiled:
             def compute(params: Parameters, batch: Batch) -> Any:
                 if "clips" in batch:
                     batch = dict(batch) | {"clips": self._preprocessing.to_float(batch["clips"])}
-                return outputs(*fixed, batch, **self._network.bind(params))
+                with sharding.on(self._mesh):
+                    return outputs(*fixed, batch, **self._network.bind(params))
 
             self._known[outputs, *fixed] = jax.jit(compute)
         known = self._known[outputs, *fixed]
-        return lambda batch: jax.device_get(known(params, batch))
+        return lambda batch: jax.device_get(known(params, jax.tree.map(self._spread, dict(batch))))
 
     def _chosen(self, outputs: Callable[..., Any]) -> Parameters:
         """The modules that `outputs` composes, with the deltas that are not merged into them."""

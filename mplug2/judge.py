@@ -3,7 +3,6 @@ the validation split, of the running averages where the recipe keeps them."""
 
 from collections.abc import Mapping
 
-import jax
 from rich.console import Console
 
 from mplug2 import processes
@@ -27,10 +26,9 @@ class Judge:
         recipe, name = self._recipe, self._recipe.best
         if name in losses:
             return float(losses[name])
-        # Put on a device once: NumPy arrays would go there again with every batch.
-        network, params = self._network, jax.device_put(processes.fetched(params))
+        network, params = self._network, processes.fetched(params)
         if self._compiled is None:
-            self._compiled = Compiled(network, params, recipe.preprocessing)
+            self._compiled = Compiled(network, params, recipe.preprocessing, recipe.mesh.of_process())
         tasks = evaluate(
             network,
             params,

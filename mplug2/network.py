@@ -15,6 +15,7 @@ import jax
 from flax import nnx
 from jax.core import Tracer
 
+from mplug2 import sharding
 from mplug2.errors import RecipeError, nearest
 from mplug2.roles import Array, Config, Execution, base_of
 
@@ -63,7 +64,7 @@ class Network:
         """Module objects around `params`; call it inside the function that is jitted. Tasks that call a
         module with the very same arrays share one computation, forward and backward. A module whose delta
         is among `params` is adapted by it; `key` is what deltas drop out by (None: nothing)."""
-        params = self.adapted(params, key)
+        params = self.adapted(self._gathered(params), key)
         objects = {
             name: nnx.merge(graph, params[name]) for name, graph in self._graphs.items() if name in params
         }
@@ -73,6 +74,18 @@ class Network:
                 if base in objects:
                     objects[base] = delta.around(objects[base])
         return {name: Once(module) for name, module in objects.items()}
+
+    def _gathered(self, params: Parameters) -> Parameters:
+        """Ready for use on the mesh that is traced on, but for those of stacks, which gather one layer at a
+        time (modules.layers.fold)."""
+        if sharding.here() is None:
+            return params
+
+        def ready(array: Array, axes: sharding.Axes) -> Array:
+            return array if axes[:1] == ("layers",) else sharding.gathered(array, axes)
+
+        axes = self.axes
+        return jax.tree.map(ready, params, {name: axes[name] for name in params})
 
     def adapted(self, params: Parameters, key: Array | None = None) -> Parameters:
         """`params` with every delta that merges applied to the module that it is of, and gone: other arrays

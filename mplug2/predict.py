@@ -46,9 +46,9 @@ class Predictor:
     """A network with its parameters, tokenizer and preprocessing, ready to be asked.
 
     `length`: ids that a question or a prompt is cut or padded to; `wording`: how questions were worded in
-    training (None: as they were). Methods raise RecipeError, naming what is
-    missing, when the network lacks a module that they compose, and DataError for inputs of another shape or
-    type.
+    training (None: as they were); `mesh`: devices of this process that it is spread over (None: one).
+    Methods raise RecipeError, naming what is missing, when the network lacks a module that they compose, and
+    DataError for inputs of another shape or type.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Predictor:
         search: Search = Greedy(length=24),  # noqa: B008  frozen
         length: int = 32,
         wording: Wording | None = None,
+        mesh: jax.sharding.Mesh | None = None,
     ):
         self.network, self.params = network, jax.tree.map(jnp.asarray, params)
         self.tokenizer, self.preprocessing, self.wording = tokenizer, preprocessing, wording
@@ -69,7 +70,7 @@ class Predictor:
         self.length = min([length, *(config.positions for config in tables)])
         special = tokenizer.table()
         self._write = Writer(search, special["begin"], special["end"])
-        self._compiled = Compiled(network, self.params, preprocessing)
+        self._compiled = Compiled(network, self.params, preprocessing, mesh)
         self.cards: Mapping[str, Card] = NONE
 
     @classmethod

@@ -115,7 +115,9 @@ def _join(coordinator: str | None, processes: int | None, process: int | None, p
         _check(coordinator, processes, process)
         if process:
             _reach(coordinator, patience)
-        elif processes > 1:
+        else:
+            _check_free(coordinator)
+        if not process and processes > 1:
             print(f"process 0 of {processes}: waiting for the others, up to {patience} s", file=sys.stderr)
     # JAX's own client would abort this process without a word to read.
     late = threading.Timer(patience, _too_late, [coordinator, patience])
@@ -164,6 +166,21 @@ def _host_port(address: str) -> tuple[str, int]:
     """`[::1]:80 -> ("::1", 80)`; port 0 if there is none."""
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port) if port.isdigit() else 0
+
+
+def _check_free(coordinator: str) -> None:
+    """JAX's own service would end this process without a word to read. Raises ProcessError."""
+    port = _host_port(coordinator)[1]
+    both = socket.has_dualstack_ipv6()
+    try:
+        socket.create_server(
+            ("", port), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both
+        ).close()
+    except OSError as error:
+        raise ProcessError(
+            f"port {port} of --coordinator {coordinator} cannot be had here ({error.strerror or error}): "
+            "does another process 0 or another program use it? Give another port to all processes"
+        ) from None
 
 
 def _reach(coordinator: str, patience: int) -> None:

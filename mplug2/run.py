@@ -12,6 +12,7 @@ A directory belongs to one recipe: `fingerprint` covers all that decides what is
 
 import dataclasses
 import datetime
+import fcntl
 import hashlib
 import json
 import os
@@ -111,6 +112,36 @@ def open_run(path: Path | str, recipe: Recipe, source: str = "", overrides: Sequ
     return run
 
 
+@contextmanager
+def alone(path: Path | str) -> Iterator[None]:
+    """While it is entered, nobody else who enters it trains in the run directory `path`. It ends with the
+    process. Raises CheckpointError where somebody does. (A file system that knows no locks lets all in.)"""
+    path = Path(path)
+    with _writable(path):
+        path.mkdir(parents=True, exist_ok=True)
+        folder = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(
+                f"{path}: {_who_trains(path)} trains there: stop it first, or give another run directory"
+            ) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(folder)
+
+
+def _who_trains(path: Path) -> str:
+    try:
+        session = read_run(path).sessions[-1]
+        return f"process {session['pid']} on {session['machine']['host']}, since {session['began']},"
+    except (CheckpointError, LookupError):
+        return "another process"
+
+
 def _begun(path: Path) -> bool:
     """Whether the run in `path` has logged or kept a step."""
     metrics, checkpoints = path / "metrics.jsonl", path / "checkpoints"
@@ -183,6 +214,7 @@ def differences(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str:
 def _session() -> dict[str, Any]:
     return {
         "began": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "pid": os.getpid(),
         "commit": commit(),
         "versions": {
             "mplug2": mplug2.__version__,

@@ -54,20 +54,37 @@ class Mesh:
     sequence: int = 1
     tensor: int = 1
 
+    @property
+    def size(self) -> int:
+        """The devices that it needs."""
+        return math.prod(asdict(self).values())
+
+    def __str__(self) -> str:
+        """`fsdp=64,tensor=4`."""
+        return ",".join(f"{axis}={size}" for axis, size in asdict(self).items() if size != 1) or "data=1"
+
     def build(self, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
         """Of `devices` (default: all that there are). Raises RecipeError where they are too few."""
         sizes = asdict(self)
         if min(sizes.values()) < 1:
-            raise RecipeError(f"mesh {sizes}: an axis has at least 1 device")
+            raise RecipeError(f"mesh {self}: an axis has at least 1 device")
         devices = jax.devices() if devices is None else devices
-        needed, there = math.prod(sizes.values()), len(devices)
-        if needed > there:
-            raise RecipeError(f"mesh {sizes} needs {needed} devices, there are {there}")
+        if self.size > len(devices):
+            raise RecipeError(
+                f"mesh {self} needs {self.size} devices, there are {len(devices)}: make it smaller, or start "
+                "more processes (on a CPU JAX_NUM_CPU_DEVICES says for how many devices it stands)"
+            )
         # A mesh axis may lie along parts of several axes of a pod's torus, which `jax.make_mesh` refuses.
         placed = mesh_utils.create_device_mesh(
-            tuple(sizes.values()), devices[:needed], allow_split_physical_axes=True
+            tuple(sizes.values()), devices[: self.size], allow_split_physical_axes=True
         )
         return jax.sharding.Mesh(placed, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+    def of_process(self) -> jax.sharding.Mesh:
+        """For what each process computes by itself: of the devices that are its own, or of its first one
+        where they are too few."""
+        devices = jax.local_devices()
+        return (self if self.size <= len(devices) else Mesh()).build(devices)
 
 
 # ------------------------------------------------------------------------------------------------------------

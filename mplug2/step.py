@@ -64,16 +64,14 @@ def check_mesh(recipe: Recipe, mesh: sharding.AnyMesh) -> None:
     """Raises RecipeError unless the mesh divides the recipe's heads and the parts of its batches."""
     sharding.check_heads(mesh, recipe.parts)
     shares = sharding.batch_shares(mesh)
+    unit = recipe.accumulate * shares
     for name, objective in recipe.objectives.items():
-        if objective.batch % recipe.accumulate:
+        if objective.batch % unit:
+            below = objective.batch // unit * unit
             raise RecipeError(
-                f"objective {name}: a batch of {objective.batch} does not divide into"
-                f" {recipe.accumulate} parts (accumulate)"
-            )
-        if objective.batch // recipe.accumulate % shares:
-            raise RecipeError(
-                f"objective {name}: a batch of {objective.batch} in {recipe.accumulate} part(s)"
-                f" does not divide among {shares} devices (mesh data x fsdp)"
+                f"objective {name}: a batch of {objective.batch} does not divide into {recipe.accumulate}"
+                f" part(s) (accumulate) for each of {shares} device(s) (mesh data x fsdp);"
+                f" {f'{below} or ' if below else ''}{below + unit} would"
             )
 
 
@@ -87,7 +85,7 @@ def check_attention(recipe: Recipe, platform: str) -> None:
         )
 
 
-def _in_order(network: Network, mesh: jax.sharding.Mesh) -> Network:
+def _unrolled_on_cpus(network: Network, mesh: jax.sharding.Mesh) -> Network:
     """The network with its layers unrolled where several processes train on CPUs. There XLA (jax 0.10.2)
     starts a collective as soon as a loop before it has *started*, so that those of the loop come in no
     certain order and processes may wait for different ones.
@@ -105,14 +103,15 @@ class Trainer:
 
     On one device nothing is sharded; on a mesh parameters, moments and averages follow the table of
     mplug2.sharding. `mesh` (default: the recipe's, of the devices that are here) may be one of devices that
-    are not, for a step that is only compiled (`lower`).
+    are not, for a step that is only compiled (`lower`). `network` is then the one that is trained, which has
+    its layers unrolled in several processes of CPUs.
     """
 
     def __init__(self, recipe: Recipe, network: Network, mesh: jax.sharding.Mesh | None = None):
         self.mesh = recipe.mesh.build() if mesh is None else mesh
         check_mesh(recipe, self.mesh)
         check_attention(recipe, self.mesh.devices.flat[0].platform)
-        self.recipe, self.network = recipe, _in_order(network, self.mesh)
+        self.recipe, self.network = recipe, _unrolled_on_cpus(network, self.mesh)
         self.names = trained(recipe)
         axes = {name: network.axes[name] for name in self.names}
         self.rate = optim.schedule(recipe.optimizer, recipe.steps)
@@ -244,7 +243,7 @@ class Trainer:
         self, params: Parameters, frozen: Parameters, batches: Batches, key: Array | None
     ) -> tuple[Array, dict[str, Array]]:
         """(sum by weight, {objective: loss}). Clips come as uint8 and are normalised here."""
-        modules = self.network.bind(self._gathered({**frozen, **params}), key)
+        modules = self.network.bind({**frozen, **params}, key)
         ready = {feed: self._normalised(batch) for feed, batch in batches.items()}
         total, losses = jnp.zeros((), jnp.float32), {}
         for place, (name, objective) in enumerate(self.recipe.objectives.items()):
@@ -253,14 +252,6 @@ class Trainer:
             losses[name] = objective.task(batch, own_key, **select(objective.task, modules))
             total += objective.weight * losses[name]
         return total, losses
-
-    def _gathered(self, params: Parameters) -> Parameters:
-        """Ready for use, but for those of stacks, which gather one layer at a time (modules.layers.fold)."""
-
-        def ready(array: Array, axes: sharding.Axes) -> Array:
-            return array if axes[:1] == ("layers",) else sharding.gathered(array, axes)
-
-        return jax.tree.map(ready, params, {name: self.network.axes[name] for name in params})
 
     def _normalised(self, batch: Mapping[str, Array]) -> Mapping[str, Array]:
         if "clips" not in batch:

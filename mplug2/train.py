@@ -30,7 +30,7 @@ from mplug2.logbook import Logbook, Silence
 from mplug2.network import Network, Parameters
 from mplug2.prefetch import Batches, Prefetch
 from mplug2.recipe import Recipe
-from mplug2.run import Run, differences, open_run, read_run, settings, write_json
+from mplug2.run import Run, alone, differences, open_run, read_run, settings, write_json
 from mplug2.step import NEVER, Metrics, State, Trainer
 
 IN_FLIGHT = 2
@@ -69,22 +69,24 @@ def train(
     say) may be given.
 
     Raises RecipeError if `run_dir` holds a run of another recipe, ProcessError if the mesh leaves one of
-    several processes out, CheckpointError if `run_dir` cannot be read or written, DivergedError with the
-    step, the tasks and the example ids when a loss is not finite.
+    several processes out, CheckpointError if `run_dir` cannot be read or written or is trained in by another
+    job, DivergedError with the step, the tasks and the example ids when a loss is not finite.
     """
     _check_same(recipe)
     processes.check_all_used(recipe.mesh.build())
-    run = processes.of_first(lambda: open_run(run_dir, recipe, source, overrides))
-    _check_shared(run)
-    if composed is None:
-        processes.of_first(lambda: lock.keep(run.path, lock.of(recipe, run.recipe, run.overrides)))
-        network, params, report = hub.assemble(recipe)
-        processes.of_first(lambda: write_json(run.path / "load_report.json", dataclasses.asdict(report)))
-    else:
-        network, params = composed
-    session = _Session(run, recipe, network, params)
-    del composed, params  # the session's to let go
-    return session.go(batches or data_stream(recipe))
+    with ExitStack() as stack:
+        processes.of_first(lambda: stack.enter_context(alone(run_dir)))
+        run = processes.of_first(lambda: open_run(run_dir, recipe, source, overrides))
+        _check_shared(run)
+        if composed is None:
+            processes.of_first(lambda: lock.keep(run.path, lock.of(recipe, run.recipe, run.overrides)))
+            network, params, report = hub.assemble(recipe)
+            processes.of_first(lambda: write_json(run.path / "load_report.json", dataclasses.asdict(report)))
+        else:
+            network, params = composed
+        session = _Session(run, recipe, network, params)
+        del composed, params  # the session's to let go
+        return session.go(batches or data_stream(recipe))
 
 
 def data_stream(recipe: Recipe) -> Batches:

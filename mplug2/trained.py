@@ -7,20 +7,23 @@ from mplug2.kernels import available
 from mplug2.network import Network, Parameters
 from mplug2.recipe import Recipe
 from mplug2.run import Run, fingerprint
+from mplug2.sharding import shardings
 
 
 def restore(run: Run, recipe: Recipe) -> tuple[int, Network, Parameters]:
     """(steps trained, network, parameters) of a run of `recipe`, by its best checkpoint or, where
     `Recipe.best` does not say what that is, its newest: running averages where the run keeps them, and from
     their cards what it did not train. Raises CheckpointError if the recipe is not the run's or nothing was
-    saved."""
+    saved. All lie on the recipe's mesh (`sharding.Mesh.of_process`)."""
     if fingerprint(recipe) != run.fingerprint:
         raise CheckpointError(
             f"{run.path}: recipe {run.recipe} has changed since this run was trained; go back to {run.commit}"
         )
     parts = recipe.parts
-    frozen = {name: load_as(recipe, name) for name in parts if not recipe.trains(name)}
+    network, mesh = Network(parts, available(recipe.execution)), recipe.mesh.of_process()
+    places = shardings(mesh, network.axes, network.shapes) if mesh.size > 1 else None
+    frozen = {name: load_as(recipe, name, mesh) for name in parts if not recipe.trains(name)}
     names = [name for name in parts if name not in frozen]
-    step, trained = restore_modules(run.path, names, best=recipe.best)
+    step, trained = restore_modules(run.path, names, best=recipe.best, shardings=places)
     params = trained | frozen
-    return step, Network(parts, available(recipe.execution)), {name: params[name] for name in parts}
+    return step, network, {name: params[name] for name in parts}

@@ -35,19 +35,20 @@ def train_all_tasks(folder: str, mesh: str) -> None:
     train(all_tasks(mesh=Mesh(**json.loads(mesh))), folder)
 
 
-def learned(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The losses of a run, and its first step's gradients, clipped: Adam's first moment begins as a tenth of
-    them."""
+def learned(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray], float]:
+    """The losses of a run, and its first step's gradients, clipped (Adam's first moment begins as a tenth of
+    them), with their norm before."""
     recipe, checkpoints = all_tasks(), Checkpoints(folder)
     checkpoints.continue_from(1)
     moments = Trainer(recipe, Network(recipe.parts, recipe.execution)).abstract["moments"]
     _, items = checkpoints.restore({"optimizer": moments}) or pytest.fail("no checkpoint")
     moment = jax.device_get(flat(optax.tree.get(items["optimizer"], "mu")))
-    return np.array([line["loss"] for line in read_metrics(folder)]), moment
+    lines = read_metrics(folder)
+    return np.array([line["loss"] for line in lines]), moment, lines[0]["gradient_norm"]
 
 
 @pytest.fixture(scope="module")
-def all_tasks_alone(tmp_path_factory) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def all_tasks_alone(tmp_path_factory) -> tuple[np.ndarray, dict[str, np.ndarray], float]:
     folder = tmp_path_factory.mktemp("all")
     call("test_all_tasks.train_all_tasks", folder, "{}", count=1, devices=1)
     return learned(folder)
@@ -73,8 +74,12 @@ def test_fifty_steps_of_all_tasks_in_several_processes_are_those_of_one(
 ):
     words = ("test_all_tasks.train_all_tasks", tmp_path, json.dumps(mesh))
     call(*words, count=count, devices=8 // count)
-    (expected, expected_gradients), (found, gradients) = all_tasks_alone, learned(tmp_path)
+    (expected, expected_gradients, expected_norm), (found, gradients, norm) = (
+        all_tasks_alone,
+        learned(tmp_path),
+    )
     apart = abs(found / expected - 1)
     print(count, mesh, "relative differences: first step", apart[0], "largest", apart.max())
     assert len(apart) == 50 and apart[0] <= 1e-5 and apart.max() <= 1e-3
+    np.testing.assert_allclose(norm, expected_norm, rtol=1e-3)
     test_meshes.assert_equal_gradients(gradients, expected_gradients)

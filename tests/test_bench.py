@@ -4,6 +4,7 @@ known."""
 import json
 import os
 import sys
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -64,6 +65,12 @@ def test_the_share_is_the_step_s_rate_over_the_peak(measured):
     rate = measured.flops / measured.times.best
     assert measured.share("float32") == pytest.approx(rate / measured.peaks["float32"].rate)
     assert measured.resident > measured.state
+
+
+def test_mfu_is_over_the_peaks_of_all_devices_and_nothing_where_none_is_known(measured):
+    two = replace(measured, device_kind="gpu: NVIDIA H100 80GB HBM3", devices=2)
+    rate = measured.flops / measured.times.median
+    assert measured.mfu is None and two.mfu == pytest.approx(rate / (2 * 989e12), rel=0.01)
 
 
 def test_a_word_more_costs_its_products_once_forward_and_twice_backward():
@@ -170,8 +177,13 @@ def test_wrong_words_are_refused(words, capsys):
 
 def test_a_mesh_that_does_not_suit_is_refused_before_anything_is_read(monkeypatch, capsys):
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-    assert main(["bench", "step", "--recipe", "image_caption.tiny", "accumulate=3"]) == 2
-    assert "a batch of 8 does not divide into 3 parts" in capsys.readouterr().err
+    for words, said in (
+        (("accumulate=3",), "a batch of 8 does not divide into 3 part(s)"),
+        (("--mesh", "fsdp=2"), "needs 2 devices, there are 1"),
+        (("--mesh", "tensors=2"), "tensor"),
+    ):
+        assert main(["bench", "step", "--recipe", "image_caption.tiny", *words]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_captions_are_timed_at_the_length_asked_for(monkeypatch, capsys):

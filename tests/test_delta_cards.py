@@ -161,7 +161,7 @@ def test_what_a_run_learned_is_published_as_a_delta_or_merged(published, tmp_pat
     monkeypatch.setattr(recipes, "find", lambda name: recipe)
     own = {"universal_delta": adapted()[1]["universal_delta"]}
     monkeypatch.setattr(
-        "mplug2.trained.restore_modules", lambda path, names, best: (7, {name: own[name] for name in names})
+        "mplug2.trained.restore_modules", lambda path, names, **_: (7, {name: own[name] for name in names})
     )
     open_run(tmp_path / "run", recipe)
     lock.of(recipe).write(tmp_path / "run" / lock.FILE)

@@ -8,7 +8,6 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -380,13 +379,6 @@ def test_functions_are_compiled_once_for_all_evaluations():
     for which in (inference, other):
         Classification(data=SEVEN).measure(which)
     assert len(compiled) == 1
-
-
-def test_the_judge_of_checkpoints_puts_parameters_on_a_device_once():
-    judge = Judge(replace(recipe(digit=Classification(data=SEVEN)), best="digit"), Network({}))
-    with pytest.raises(RecipeError), patch("mplug2.judge.Compiled", wraps=Compiled) as compiled:
-        judge.score({}, {"vision": {"kernel": np.ones(3)}})
-    assert isinstance(compiled.call_args.args[1]["vision"]["kernel"], jax.Array)
 
 
 def test_the_judge_of_checkpoints_gives_the_score_that_the_recipe_names():

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -36,6 +37,15 @@ def test_a_coordinator_that_is_not_there_is_given_up(capfd):
     with pytest.raises(ProcessError, match=f"cannot be reached at {address} within 1 s.*Connection refused"):
         with processes.joined(address, 2, 1, patience=1):
             pass
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_a_port_that_is_taken_is_one_sentence(host):
+    with socket.create_server((host, 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ProcessError, match=f"--coordinator {address} cannot be had here.*in use"):
+            with processes.joined(address, 2, 0, patience=1):
+                pass
 
 
 def test_half_a_job_in_the_environment_is_refused_and_none_is_one_process():

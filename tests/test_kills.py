@@ -2,6 +2,7 @@
 and ends with the very same parameters; in one process on one device, with the same examples and losses.
 
 The default run kills once. Fifty times: make test-slow TEST_ARGS='-k killed_fifty -s'
+From some devices and processes to others: make test-slow TEST_ARGS='-k that_moves'
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from toy import classify, count, losses, same, toy
 
 from mplug2.checkpoint import Checkpoints, restore_modules
 from mplug2.data.stream import Mixture
+from mplug2.errors import DataError
 from mplug2.logbook import read_metrics
 from mplug2.network import Network
 from mplug2.prefetch import Batches
@@ -61,10 +63,11 @@ def label(batch: Mapping[str, Array], key: Array | None = None, *, vision: Any, 
 
 
 class Noted:
-    """A stream that notes in `folder` which examples it gave, and takes `wait` seconds a step at least."""
+    """A stream that notes in `folder` which examples it gave, takes `wait` seconds a step at least, and ends
+    after step `end`."""
 
-    def __init__(self, batches: Batches, folder: Path, wait: float):
-        self.batches, self.wait = batches, wait
+    def __init__(self, batches: Batches, folder: Path, wait: float, end: int | None):
+        self.batches, self.wait, self.end = batches, wait, end
         self.notes = folder / f"examples-{jax.process_index()}-of-{jax.process_count()}.jsonl"
         self.get_state, self.set_state = batches.get_state, batches.set_state
 
@@ -73,6 +76,8 @@ class Noted:
 
     def __next__(self) -> dict[str, dict[str, np.ndarray]]:
         time.sleep(self.wait)
+        if self.get_state()["step"] == self.end:
+            raise StopIteration
         given = next(self.batches)
         ids = {feed: batch["index"].tolist() for feed, batch in given.items()}
         with self.notes.open("a") as notes:
@@ -94,7 +99,9 @@ def examples(folder: Path, count: int, steps: int) -> dict[int, dict[str, list[i
     }
 
 
-def train_toy(folder: str, steps: str, checkpoint_every: str, wait: str, mesh: Mesh = BOTH) -> None:
+def train_toy(
+    folder: str, steps: str, checkpoint_every: str, wait: str, mesh: Mesh = BOTH, end: int | None = None
+) -> None:
     """Parameters, moments and averages lie in parts on both processes."""
     mixture = Mixture({Pictures(0, 50): 3, Pictures(100, 30): 1})
     recipe = toy(
@@ -110,7 +117,8 @@ def train_toy(folder: str, steps: str, checkpoint_every: str, wait: str, mesh: M
     )
     network = Network(recipe.parts)
     composed = (network, network.init(recipe.seed))
-    train(recipe, folder, batches=Noted(data_stream(recipe), Path(folder), float(wait)), composed=composed)
+    noted = Noted(data_stream(recipe), Path(folder), float(wait), end)
+    train(recipe, folder, batches=noted, composed=composed)
 
 
 def finish_both(killed: str, whole: str, steps: str) -> None:
@@ -123,12 +131,12 @@ def kill(started: list[subprocess.Popen[str]], folder: Path, chance: random.Rand
     must end by itself; or both as they start, when one alone would wait for the other to join. Whether the
     writing of a checkpoint was cut off."""
     checkpoints, logged, begun = Checkpoints(folder), len(read_metrics(folder)), set(unfinished(folder))
+    kept = checkpoints.steps[-1:]
     instant = chance.choice(["start", "step", "write", "write"])
     if instant == "start":
         time.sleep(chance.uniform(0, STARTING))
     else:
-        done = checkpoints.steps[-1:]
-        while len(read_metrics(folder)) <= logged and checkpoints.steps[-1:] == done and alive(started):
+        while len(read_metrics(folder)) <= logged and checkpoints.steps[-1:] == kept and alive(started):
             time.sleep(0.01)
     if instant == "step":
         time.sleep(chance.uniform(0, 1))
@@ -145,6 +153,8 @@ def kill(started: list[subprocess.Popen[str]], folder: Path, chance: random.Rand
             assert status == -signal.SIGKILL
         else:
             assert status != 0 and f"process {victims[0]} is gone" in said, said
+    assert checkpoints.steps[-1:] >= kept  # and a run that had not gone on from there would have cut its log
+    assert len(read_metrics(folder)) >= sum(kept)
     return bool(unfinished(folder))
 
 
@@ -187,6 +197,37 @@ def goes_on_alone(folder: Path, steps: int) -> None:
     read = examples(folder / "whole", 2, steps)
     rest = {step: read[step] for step in range(begun[0] + 1, steps + 1)}
     assert rest and examples(folder / "alone", 1, steps) == rest
+
+
+def stopped(folder: str, mesh: str) -> None:
+    """As by a crash after step 7; step 5 was kept."""
+    with pytest.raises(DataError):
+        train_toy(folder, "12", "5", "0", Mesh(**json.loads(mesh)), end=7)
+
+
+def continued(folder: str, mesh: str) -> None:
+    train_toy(folder, "12", "5", "0", Mesh(**json.loads(mesh)))
+
+
+EIGHT, FOUR = {"fsdp": 2, "sequence": 2, "tensor": 2}, {"fsdp": 2, "tensor": 2}
+MOVES = {
+    "8 devices in 2 processes, then 4 in 1": [(2, 4, EIGHT), (1, 4, FOUR)],
+    "1 device, then 8 in 2 processes": [(1, 1, {}), (2, 4, EIGHT)],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("places", MOVES.values(), ids=MOVES.keys())
+def test_a_run_that_moves_reads_the_same_batches_and_learns_the_same(places, tmp_path):
+    for function, (processes, devices, mesh) in zip(("stopped", "continued"), places, strict=True):
+        words = (f"test_kills.{function}", tmp_path / "moved", json.dumps(mesh))
+        call(*words, count=processes, devices=devices)
+    train_toy(str(tmp_path / "whole"), "12", "5", "0", mesh=Mesh())
+    found, expected = ([line["loss"] for line in read_metrics(tmp_path / one)] for one in ("moved", "whole"))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    read = examples(tmp_path / "whole", 1, 12)
+    rest = {step: read[step] for step in range(6, 13)}
+    assert len(read) == 12 and examples(tmp_path / "moved", places[1][0], 12) == rest
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path):

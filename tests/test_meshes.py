@@ -56,18 +56,19 @@ def batches_of(steps: int) -> list[Any]:
     ]
 
 
-def trained(recipe: Recipe, steps: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The losses of the first steps, and the first step's gradients, clipped: Adam's first moment begins as a
-    tenth of them."""
+def trained(recipe: Recipe, steps: int) -> tuple[np.ndarray, dict[str, np.ndarray], float]:
+    """The losses of the first steps, and the first step's gradients, clipped (Adam's first moment begins as a
+    tenth of them), with their norm before."""
     network = Network(recipe.parts, recipe.execution)
     trainer = Trainer(recipe, network)
     state = trainer.begin(jax.jit(network.init, static_argnums=0)(recipe.seed))
-    losses, moment = [], {}
+    losses, moment, norm = [], {}, 0.0
     for batch in batches_of(steps):
         state, told = trainer.step(state, {}, jax.tree.map(trainer.place_batch, batch))
         losses.append(float(told["metrics"]["loss"]))
+        norm = norm or float(told["metrics"]["gradient_norm"])
         moment = moment or jax.device_get(flat(optax.tree.get(state["moments"], "mu")))
-    return np.array(losses), moment
+    return np.array(losses), moment, norm
 
 
 def assert_equal_gradients(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
@@ -81,7 +82,7 @@ def assert_equal_gradients(found: dict[str, np.ndarray], expected: dict[str, np.
 
 
 @functools.cache
-def on_one_device(steps: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def on_one_device(steps: int) -> tuple[np.ndarray, dict[str, np.ndarray], float]:
     return trained(multi_task(steps=steps, log_every=1), steps)
 
 
@@ -89,10 +90,11 @@ def on_one_device(steps: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 @pytest.mark.devices(8)
 @pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES.keys())
 def test_fifty_steps_of_all_tasks_on_a_mesh_are_those_of_one_device(mesh):
-    losses, gradients = on_one_device(50)
-    found, found_gradients = trained(multi_task(steps=50, log_every=1, mesh=mesh), 50)
+    losses, gradients, norm = on_one_device(50)
+    found, found_gradients, found_norm = trained(multi_task(steps=50, log_every=1, mesh=mesh), 50)
     np.testing.assert_allclose(found[0], losses[0], rtol=1e-5)
     np.testing.assert_allclose(found, losses, rtol=1e-3)
+    np.testing.assert_allclose(found_norm, norm, rtol=1e-3)
     assert_equal_gradients(found_gradients, gradients)
 
 
@@ -184,9 +186,11 @@ def test_under_tensor_parameters_are_gathered_over_fsdp_alone():
 def test_without_fsdp_no_parameter_is_gathered_at_all():
     program, _, _ = gradient(MESHES["data, sequence and tensor"])
     leaves = jax.tree.leaves(Network(contrast(Mesh()).parts).shapes)
-    kernels = {f"f32[{','.join(map(str, leaf.shape))}]" for leaf in leaves if leaf.ndim == 3}
+    stacks = [leaf.shape for leaf in leaves if leaf.ndim == 3]
+    layers = [(1, *shape[1:]) for shape in stacks]
+    kernels = {f"f32[{','.join(map(str, shape))}]" for shape in stacks + layers}
     gathered = collectives(program)["all-gather"]
-    assert len(kernels) > 4 and not gathered & kernels
+    assert len(kernels) > 8 and not gathered & kernels
 
 
 @pytest.mark.devices(8)
@@ -208,16 +212,17 @@ def test_negatives_are_of_the_whole_batch_and_similarities_stay_by_rows(mesh):
 def kinds_in_loops(program: str) -> set[str]:
     """The kinds of collectives inside the loops of a program, or in what those call."""
     bodies = dict(re.findall(r"^%?(\S+) \(.*?\{$(.*?)^\}", program, re.DOTALL | re.MULTILINE))
-    inside, rest = set(), set(re.findall(r"body=%?([\w.-]+)", program))
+    assert "branch_computations" not in program
+    inside, rest = set(), set(re.findall(r"(?:body|condition)=%?([\w.-]+)", program))
     while rest:
         inside |= rest
-        called = (re.findall(r"(?:body|calls|to_apply)=%?([\w.-]+)", bodies[name]) for name in rest)
+        called = (re.findall(r"(?:body|condition|calls|to_apply)=%?([\w.-]+)", bodies[name]) for name in rest)
         rest = set().union(*called) - inside
     return set().union(*(collectives(bodies[name]) for name in inside))
 
 
 @pytest.mark.devices(8)
-def test_processes_of_cpus_have_no_collective_in_a_loop(monkeypatch):
+def test_layers_unrolled_for_processes_of_cpus_leave_no_collective_in_a_loop(monkeypatch):
     """Nothing orders it after the loops that run beside it, and processes would wait for different ones."""
     mesh = MESHES["fsdp and tensor"]
     assert kinds_in_loops(gradient(mesh)[0]) >= {"all-gather", "all-reduce"}

@@ -231,7 +231,7 @@ def run(monkeypatch, tmp_path, params):
     recipe = Recipe(name="small.tiny", modules=MODULES, objectives={}, seed=5)
     monkeypatch.setattr(recipes, "find", lambda name: recipe)
     monkeypatch.setattr(
-        "mplug2.trained.restore_modules", lambda path, names, best: (7, {n: params[n] for n in names})
+        "mplug2.trained.restore_modules", lambda path, names, **_: (7, {n: params[n] for n in names})
     )
     open_run(tmp_path / "run", recipe)
     return str(tmp_path / "run")

@@ -269,7 +269,7 @@ def test_errors_are_the_same_sentence_everywhere(together):
     assert "examples [600, 601, 602, 603, 604, 605, 606, 607]" in refused["diverged"]
     assert "uses 1 of the 4 devices of 2 processes" in refused["small mesh"]
     assert "needs 8 devices, there are 4" in refused["large mesh"]
-    assert "a batch of 4 in 2 part(s) does not divide among 4 devices" in refused["batch"]
+    assert "into 2 part(s) (accumulate) for each of 4 device(s) (mesh data x fsdp); 8" in refused["batch"]
     assert "process 1 (here) was given another recipe" in refused["different"]
     assert refused["different"].endswith("keep is 3 there, 4 here")
     assert "seed is 0 there, 5 here" in refused["another"]

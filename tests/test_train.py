@@ -23,7 +23,7 @@ from mplug2.logbook import read_metrics
 from mplug2.network import Network, flat
 from mplug2.recipe import AdamW, Recipe
 from mplug2.roles import Execution
-from mplug2.run import default_folder, open_run, read_run
+from mplug2.run import alone, default_folder, open_run, read_run
 from mplug2.sharding import Mesh
 from mplug2.train import DivergedError, train
 
@@ -43,6 +43,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(log_every, tmp_pa
     assert [dict(line)["step"] for line in losses(tmp_path / "whole")] == list(
         range(log_every, 13, log_every)
     )
+
+
+def test_a_run_directory_is_trained_in_by_one_job_at_a_time(tmp_path):
+    open_run(tmp_path, toy())
+    with alone(tmp_path):
+        said = rf"{tmp_path}: process {os.getpid()} on .* trains there: stop it first"
+        with pytest.raises(CheckpointError, match=said):
+            run(toy(), tmp_path)
+    assert len(read_run(tmp_path).sessions) == 1
+    assert run(toy(), tmp_path).finished
 
 
 def test_a_finished_run_says_so_and_stays_as_it_is(tmp_path, capsys):
@@ -204,7 +214,10 @@ def test_on_a_mesh_the_losses_are_those_of_one_device_and_state_lies_as_the_tabl
     assert sharded.params["vision"]["kernel"].sharding.spec[0] == "fsdp"
     made, state = trainer(toy(mesh=Mesh(data=2, fsdp=2)))
     moments = flat(optax.tree.get(state["moments"], "mu"))
-    assert moments["vision.kernel"].sharding == flat(state["params"])["vision.kernel"].sharding
+    place = flat(state["params"])["vision.kernel"].sharding
+    assert moments["vision.kernel"].sharding == place
+    _, averaged = trainer(toy(mesh=Mesh(data=2, fsdp=2), ema=0.9))
+    assert flat(averaged["ema"])["vision.kernel"].sharding == place
 
 
 def test_the_command_finds_the_recipe_changes_it_and_says_where_it_goes(monkeypatch):

@@ -49,6 +49,8 @@ def _evaluate(asked: argparse.Namespace, source: str, changes: list[str]) -> Non
     from mplug2.evaluate import evaluate  # after the arguments are known to be right
 
     screen = Console(quiet=not processes.first())
+    if recipe.mesh.size > (there := len(jax.local_devices())):
+        screen.print(f"mesh {recipe.mesh} needs more than the {there} device(s) of a process: each takes one")
     results = evaluate(
         network,
         params,
@@ -117,7 +119,7 @@ def _of_bundle(
 
 def _of_shelf(recipe: Recipe) -> tuple[Recipe, Network, Parameters, Tokenizer]:
     recipe = hub.on_shelf(recipe)
-    params, _ = hub.loaded(recipe)
+    params, _ = hub.loaded(recipe, mesh=recipe.mesh.of_process())
     return recipe, Network(recipe.parts, available(recipe.execution)), params, recipe.tokenizer
 
 

@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
         show_search(found, console())
         _write(given.json, search_json(found))
         return 0 if found.best else 1
-    with _progress(f"compiling {recipe.name} for {topology.name}, mesh {plan.mesh_said(recipe.mesh)}"):
+    with _progress(f"compiling {recipe.name} for {topology.name}, mesh {recipe.mesh}"):
         made = plan.make(recipe, topology)
     show_plan(made, console())
     _write(given.json, made.as_json())
@@ -196,7 +196,7 @@ def show_search(found: Search, screen: Console) -> None:
     if found.best is None:
         screen.print("Nothing that was compiled fits: a smaller batch, or more parts (accumulate), may.")
         return
-    mesh = plan.mesh_said(Mesh(**found.best.mesh))
+    mesh = Mesh(**found.best.mesh)
     screen.print(f"Recommended: --mesh {mesh} execution.remat={found.best.remat}")
 
 
@@ -249,7 +249,7 @@ def show_scaling(rows: list[dict[str, Any]], screen: Console) -> None:
         memory, sent = row["memory"], [_along(row, axis) for axis in axes]
         state = sum(memory.values()) - memory["activations"] - memory["gradients"]
         sizes = (state, memory["gradients"], memory["activations"], *sent, sum(sent))
-        table.add_row(str(row["devices"]), plan.mesh_said(Mesh(**row["mesh"])), *map(said, sizes))
+        table.add_row(str(row["devices"]), str(Mesh(**row["mesh"])), *map(said, sizes))
     screen.print(table)
     screen.print(
         "Kept: activations for the backward pass, at most. What is sent along several axes is the first's."

@@ -46,7 +46,14 @@ def open_predictor(source: list[str]) -> Predictor:
         run = read_run(source[0])
         recipe = overrides.apply(recipes.find(run.recipe), run.overrides)
         _, network, params = restore(run, recipe)
-        return Predictor(network, params, recipe.tokenizer, recipe.preprocessing, wording=wording_of(recipe))
+        return Predictor(
+            network,
+            params,
+            recipe.tokenizer,
+            recipe.preprocessing,
+            wording=wording_of(recipe),
+            mesh=recipe.mesh.of_process(),
+        )
     if len(source) == 1 and bundle.is_bundle(Path(source[0])):
         opened = bundle.load(Path(source[0]))
         return Predictor(

@@ -108,7 +108,7 @@ def load(card: Card) -> tuple[Config, Parameters]:
 
 
 def stored(card: Card, *, verify: bool = True) -> dict[str, np.ndarray]:
-    """A module's arrays by name as its file stores them, checked as by `load` (`verify=False`: but for the
+    """A module's arrays by name as its file stores them, checked as by `load` (`verify=False` skips the
     sha256): read-only views of the mapped file."""
     expected, arrays = gate.shapes(card.config, f"card {card.name}"), _arrays(card, verify=verify)
     gate.check(card, expected, arrays)
@@ -269,9 +269,9 @@ def _completed(network: Network, params: Parameters, report: Report, seed: int) 
     return {module: whole[module] if module in whole else params[module] for module in network.configs}
 
 
-def load_as(recipe: Recipe, module: str) -> Parameters:
-    """The parameters of one module that a recipe loads, without exceptions. Raises CardError."""
-    return load(card_of(recipe, module))[1]
+def load_as(recipe: Recipe, module: str, mesh: jax.sharding.Mesh) -> Parameters:
+    """The parameters of one module that a recipe loads, without exceptions, on a mesh. Raises CardError."""
+    return load_onto(card_of(recipe, module), mesh)
 
 
 def card_of(recipe: Recipe, module: str) -> Card:

@@ -7,7 +7,6 @@ other, each at its published rate.
 """
 
 import dataclasses
-import math
 import re
 import time
 from dataclasses import asdict, dataclass
@@ -146,12 +145,10 @@ def mesh_of(text: str) -> Mesh:
 
 def check_devices(mesh: Mesh, topology: Topology) -> None:
     """Raises RecipeError unless the mesh has as many devices as the topology."""
-    sizes = asdict(mesh)
-    needed, there = math.prod(sizes.values()), len(topology.devices)
-    if needed != there:
-        product = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1) or "data=1"
+    there = len(topology.devices)
+    if mesh.size != there:
         raise RecipeError(
-            f"mesh {product} has {needed} device(s), {topology.name} has {there}; say --mesh with axes whose "
+            f"mesh {mesh} has {mesh.size} device(s), {topology.name} has {there}; say --mesh with axes whose "
             f"product is {there}, as --mesh fsdp={there}, or --search"
         )
 
@@ -265,7 +262,7 @@ def _times(work: Work, topology: Topology, traffic: float, flows: tuple[Flow, ..
 
 def _refused(error: Exception, recipe: Recipe, topology: Topology, paper: Paper) -> RecipeError:
     said = str(error)
-    where = f"recipe {recipe.name} on {topology.name}, mesh {mesh_said(recipe.mesh)}"
+    where = f"recipe {recipe.name} on {topology.name}, mesh {recipe.mesh}"
     room = re.search(r"\(([\d.]+[KMGT])\) exceeds available HBM \(([\d.]+[KMGT])\)", said)
     if room is None and "RESOURCE_EXHAUSTED" not in said:
         return RecipeError(f"{where}: the compiler refuses: {said.splitlines()[0]}")
@@ -276,11 +273,6 @@ def _refused(error: Exception, recipe: Recipe, topology: Topology, paper: Paper)
         f"the backward pass at most {paper.memory['activations'] / 1e9:.2f} GB; what may help: "
         f"a smaller batch or more parts (accumulate), execution.remat=full, another mesh (--search)"
     )
-
-
-def mesh_said(mesh: Mesh) -> str:
-    """`fsdp=64,tensor=4`."""
-    return ",".join(f"{axis}={size}" for axis, size in asdict(mesh).items() if size > 1) or "data=1"
 
 
 def _versions() -> dict[str, str]:

@@ -89,7 +89,7 @@ def search(recipe: Recipe, topology: Topology, *, compiled: int, say: Say) -> Se
 
 def said(recipe: Recipe) -> str:
     """`fsdp=64,tensor=4 remat=full`."""
-    return f"{plan.mesh_said(recipe.mesh)} remat={recipe.execution.remat}"
+    return f"{recipe.mesh} remat={recipe.execution.remat}"
 
 
 def _on_paper(recipe: Recipe, topology: Topology, say: Say) -> tuple[dict[str, int], list[Candidate]]:

@@ -1,0 +1,77 @@
+"""Inference spread over a mesh says what one device says. Over 8 virtual CPU devices in one process."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from toy import run, toy
+
+from mplug2.data.pixels import Preprocessing
+from mplug2.errors import RecipeError
+from mplug2.generate import Beam
+from mplug2.inference import Compiled, Writer, captions, vision_vectors
+from mplug2.modules import decoder, heads, temporal, universal, vision
+from mplug2.network import Network
+from mplug2.run import read_run
+from mplug2.sharding import Mesh
+from mplug2.trained import restore
+
+NETWORK = Network(
+    {
+        "vision": replace(vision.tiny(), heads=4),
+        "temporal": temporal.tiny(),
+        "universal": replace(universal.tiny(), heads=4),
+        "decoder": replace(decoder.tiny(), vocabulary=97, heads=4),
+        "contrastive": heads.ContrastiveConfig(width=32, space=16),
+    }
+)
+SPREAD = Mesh(fsdp=2, sequence=2, tensor=2)
+
+
+def compiled(mesh: Mesh) -> Compiled:
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: 0.2 * random.standard_normal(leaf.shape, np.float32), NETWORK.shapes)
+    return Compiled(NETWORK, params, Preprocessing(), mesh.of_process())
+
+
+def batch(size: int) -> dict[str, np.ndarray]:
+    clips = np.random.default_rng(0).integers(0, 256, (size, 2, *vision.tiny().image, 3), np.uint8)
+    return {"clips": clips, "index": np.arange(size, dtype=np.int32)}
+
+
+@pytest.mark.devices(8)
+@pytest.mark.parametrize("size", [4, pytest.param(3, marks=pytest.mark.slow)], ids=["divides", "divides not"])
+def test_captions_and_vectors_on_a_mesh_are_those_of_one_device(size):
+    write = Writer(Beam(length=4, rows=2), begin=1, end=2)
+    alone, spread = compiled(Mesh()), compiled(SPREAD)
+    np.testing.assert_array_equal(spread(captions, write)(batch(size)), alone(captions, write)(batch(size)))
+    np.testing.assert_allclose(
+        spread(vision_vectors)(batch(size)), alone(vision_vectors)(batch(size)), atol=1e-5
+    )
+
+
+@pytest.mark.devices(8)
+def test_on_a_mesh_a_device_holds_its_part_of_the_parameters_alone():
+    kernel = compiled(SPREAD)._params["decoder"]["layers"]["layers"]["mlp"]["up"]["kernel"]
+    _, width, hidden = kernel.shape
+    assert {shard.data.shape[1:] for shard in kernel.addressable_shards} == {(width // 2, hidden // 2)}
+
+
+@pytest.mark.devices(8)
+def test_a_mesh_that_cuts_a_head_is_refused():
+    with pytest.raises(RecipeError, match="the 4 heads of vision do not divide among 8 devices"):
+        compiled(Mesh(tensor=8))
+
+
+@pytest.mark.devices(8)
+@pytest.mark.parametrize("fsdp, devices", [(4, 4), (16, 1)], ids=["there are enough", "there are too few"])
+def test_what_a_run_learned_lies_on_its_mesh_where_devices_are_enough(fsdp, devices, tmp_path):
+    run(toy(steps=2), tmp_path)
+    _, _, params = restore(read_run(tmp_path), toy(steps=2, mesh=Mesh(fsdp=fsdp)))
+    assert len(params["vision"]["kernel"].sharding.device_set) == devices
+
+
+def test_parameters_are_put_on_a_device_once():
+    """NumPy arrays would go there again with every batch."""
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(compiled(Mesh())._params))

@@ -316,7 +316,8 @@ def _context() -> ocp.Context:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Of several processes, event loops that begin in this block have so many threads.
+    """Of several processes, event loops that begin in this block have so many threads. (Orbax begins the one
+    that writes in the background before its call comes back.)
 
     Orbax waits for the other processes twice for each item, each time in a thread of its event loop. Of
     asyncio's own few (CPUs and 4 more, at most 32) all may be taken by items that wait for processes whose

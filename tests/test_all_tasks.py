@@ -32,6 +32,7 @@ def all_tasks(**changes) -> Recipe:
 
 
 def train_all_tasks(folder: str, mesh: str) -> None:
+    """Every step is kept, since the first must be, and all items of all processes are written 50 times."""
     train(all_tasks(mesh=Mesh(**json.loads(mesh))), folder)
 
 

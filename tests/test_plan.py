@@ -1,11 +1,13 @@
 """Plans: what a compiled step does is read off its listing, beside the textbook's amounts worked out by hand.
 
-Two tests at the end compile for TPUs and GPUs that are not here, where the extras plan-tpu and plan-gpu are.
+Three tests at the end compile for TPUs and GPUs that are not here, where the extras plan-tpu and plan-gpu
+are.
 """
 
 import dataclasses
 import importlib.util
 import json
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 from toy import toy
 
-from mplug2 import plan
+from mplug2 import overrides, plan, recipes
 from mplug2.errors import RecipeError
 from mplug2.losses import cross_entropy
 from mplug2.network import Network
@@ -22,6 +24,7 @@ from mplug2.plan.program import Program
 from mplug2.recipe import Objective, Recipe
 from mplug2.roles import Execution
 from mplug2.sharding import Mesh
+from mplug2.step import Trainer
 from mplug2.tools import main as command
 
 # ------------------------------------------------------------------------------------------------------------
@@ -309,6 +312,19 @@ def test_a_step_is_compiled_for_tpus_and_one_that_does_not_fit_is_refused_with_n
         plan.NoRoomError, match="does not fit: the step needs .* of a device that has 15.75GiB"
     ):
         plan.make(dataclasses.replace(big, modules=wide), topology)
+
+
+@pytest.mark.slow
+@absent("libtpu", "plan-tpu")
+def test_on_tpus_parameters_are_gathered_beside_products_within_accumulated_parts():
+    changes = ("accumulate=2", "mesh.fsdp=4", "execution.dtype=bfloat16", "objectives.text_classify.batch=64")
+    recipe = overrides.apply(recipes.find("text_classify.base"), changes)
+    devices = machines.find("v5e:2x2").devices
+    trainer = Trainer(recipe, Network(recipe.parts, recipe.execution), recipe.mesh.build(devices))
+    program = trainer.lower(textbook.batches(recipe)).compile().as_text() or ""
+    loops = re.findall(r"body=%?([\w.-]+)", program)
+    bodies = dict(re.findall(r"^%?(\S+) \(.*?\{$(.*?)^\}", program, re.DOTALL | re.MULTILINE))
+    assert sum("async-collective-start" in bodies[name] for name in loops) >= 2  # forward and backward
 
 
 @absent("jax_cuda13_plugin", "plan-gpu")

@@ -61,7 +61,8 @@ def evaluate(
     console: Console | None = None,
     compiled: Compiled | None = None,
 ) -> Results:
-    """Runs the recipe's evaluations, or those named in `only`, on the first `limit` examples of `split`.
+    """Runs the recipe's evaluations, or those named in `only`, on the first `limit` examples of `split`, on
+    the recipe's mesh (`sharding.Mesh.of_process`).
 
     `predictions`: a folder that gets one JSON-lines file per evaluation, one object per example. Progress is
     shown on `console`. `compiled`: the outputs of this network with `params`, where there are any already.

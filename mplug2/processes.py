@@ -117,8 +117,10 @@ def _join(coordinator: str | None, processes: int | None, process: int | None, p
             _reach(coordinator, patience)
         else:
             _check_free(coordinator)
-        if not process and processes > 1:
-            print(f"process 0 of {processes}: waiting for the others, up to {patience} s", file=sys.stderr)
+            if processes > 1:
+                print(
+                    f"process 0 of {processes}: waiting for the others, up to {patience} s", file=sys.stderr
+                )
     # JAX's own client would abort this process without a word to read.
     late = threading.Timer(patience, _too_late, [coordinator, patience])
     late.daemon = True

@@ -183,7 +183,7 @@ def official_work() -> "Recipe":
         objectives={"caption": Objective(task=tasks.caption, data=None, batch=1)},
         preprocessing=Preprocessing(height=224, width=224, frames=4),
         optimizer=AdamW(learning_rate=2e-5, clip=0.0),
-        execution=Execution(scan=True, remat="dots"),
+        execution=Execution(scan=True, remat="full"),
         # A large network's operations fill all cores by themselves: side by side they only cost memory.
         compiler={"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"},
     )

@@ -222,7 +222,7 @@ def show(recipe: "Recipe", report: "StepReport") -> None:
     rows = {
         "parameters": f"{report.parameters / 1e6:.1f} M, {report.trained / 1e6:.1f} M trained",
         "run as": f"{execution.dtype}, layers {layers}, remat {execution.remat}, "
-        f"dropout {'on' if recipe.dropout else 'off'}, batch {report.batch}",
+        f"dropout {'on' if recipe.dropout else 'off'}, batch {report.batch}, mesh {recipe.mesh}",
         "machine": f"{report.devices} x {report.device_kind}, {report.threads} threads, "
         f"GLIBC_TUNABLES={os.environ.get('GLIBC_TUNABLES', '(unset)')}",
         "compile": f"{report.compile_wall:.1f} s ({report.compile_cpu:.1f} s of CPU time)",

@@ -196,15 +196,19 @@ class Compiled:
         self._known: dict[tuple, Callable[[Parameters, Batch], Any]] = {}
 
     def _placed(self, network: Network, params: Parameters) -> Parameters:
-        params = network.adapted(params)
-        if self._mesh.size == 1:
-            return jax.device_put(params)
-        axes, shapes = network.axes, network.shapes
-        where = {name: sharding.shardings(self._mesh, axes[name], shapes[name]) for name in params}
-        return jax.device_put(params, where)
+        """Deltas merge where their bases lie; what is merged may be of another shape."""
+
+        def put(params: Parameters) -> Parameters:
+            if self._mesh.size == 1:
+                return jax.device_put(params)
+            axes = network.axes
+            where = {name: sharding.shardings(self._mesh, axes[name], tree) for name, tree in params.items()}
+            return jax.device_put(params, where)
+
+        return put(network.adapted(put(params)))
 
     def _spread(self, array: Any) -> Any:
-        """An array of a batch, by examples where they divide."""
+        """An array `B ...` of a batch, by examples where they divide."""
         if self._mesh.size == 1:
             return array
         axes = ("batch", *(None,) * (array.ndim - 1))

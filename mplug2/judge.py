@@ -29,6 +29,8 @@ class Judge:
         network, params = self._network, processes.fetched(params)
         if self._compiled is None:
             self._compiled = Compiled(network, params, recipe.preprocessing, recipe.mesh.of_process())
+        else:
+            self._compiled = self._compiled.on(network, params)
         tasks = evaluate(
             network,
             params,
@@ -37,7 +39,7 @@ class Judge:
             split="validation",
             only=[name.partition("/")[0]],
             console=Console(quiet=True),
-            compiled=self._compiled.on(network, params),
+            compiled=self._compiled,
         ).tasks
         if name not in tasks:
             raise RecipeError(f"best is {name}, expected one of {', '.join(tasks)}{nearest(name, tasks)}")

@@ -173,11 +173,10 @@ def _host_port(address: str) -> tuple[str, int]:
 def _check_free(coordinator: str) -> None:
     """JAX's own service would end this process without a word to read. Raises ProcessError."""
     port = _host_port(coordinator)[1]
-    both = socket.has_dualstack_ipv6()
     try:
-        socket.create_server(
-            ("", port), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both
-        ).close()
+        with socket.socket() as probe:  # which does not listen: the others would take it for the service
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("", port))
     except OSError as error:
         raise ProcessError(
             f"port {port} of --coordinator {coordinator} cannot be had here ({error.strerror or error}): "

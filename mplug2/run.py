@@ -115,11 +115,12 @@ def open_run(path: Path | str, recipe: Recipe, source: str = "", overrides: Sequ
 @contextmanager
 def alone(path: Path | str) -> Iterator[None]:
     """While it is entered, nobody else who enters it trains in the run directory `path`. It ends with the
-    process. Raises CheckpointError where somebody does. (A file system that knows no locks lets all in.)"""
+    process. Raises CheckpointError where somebody does. (On network file systems it may hold on one machine
+    alone, or not at all.)"""
     path = Path(path)
     with _writable(path):
         path.mkdir(parents=True, exist_ok=True)
-        folder = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        folder = os.open(path, os.O_RDONLY)
     try:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)

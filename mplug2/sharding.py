@@ -82,9 +82,11 @@ class Mesh:
 
     def of_process(self) -> jax.sharding.Mesh:
         """For what each process computes by itself: of the devices that are its own, or of its first one
-        where they are too few."""
+        where they are too few, or CPUs of several processes (in whose loops XLA orders no collectives:
+        mplug2.step)."""
         devices = jax.local_devices()
-        return (self if self.size <= len(devices) else Mesh()).build(devices)
+        unordered = jax.process_count() > 1 and devices[0].platform == "cpu"
+        return (self if self.size <= len(devices) and not unordered else Mesh()).build(devices)
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -5,13 +5,14 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from toy import run, toy
+from toy import run, same, toy
 
 from mplug2.data.pixels import Preprocessing
 from mplug2.errors import RecipeError
 from mplug2.generate import Beam
 from mplug2.inference import Compiled, Writer, captions, vision_vectors
 from mplug2.modules import decoder, heads, temporal, universal, vision
+from mplug2.modules.forms import Bottleneck
 from mplug2.network import Network
 from mplug2.run import read_run
 from mplug2.sharding import Mesh
@@ -59,6 +60,21 @@ def test_on_a_mesh_a_device_holds_its_part_of_the_parameters_alone():
 
 
 @pytest.mark.devices(8)
+def test_a_delta_from_one_device_merges_into_a_base_on_a_mesh():
+    """A bottleneck widens the MLP, by a number here that the mesh does not divide."""
+    base = universal.tiny()
+    plain = Network({"universal": base})
+    adapted = Network({"universal": base, "universal_delta": Bottleneck(width=3).delta(base)})
+    params = jax.jit(adapted.init, static_argnums=0)(0)
+    bare = {"universal": params["universal"]}
+    found = []
+    for mesh in (Mesh(), Mesh(fsdp=2, tensor=2)):
+        one = Compiled(plain, bare, Preprocessing(), mesh.of_process()).on(adapted, params)
+        found.append(jax.device_get(one._params))
+    jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+@pytest.mark.devices(8)
 def test_a_mesh_that_cuts_a_head_is_refused():
     with pytest.raises(RecipeError, match="the 4 heads of vision do not divide among 8 devices"):
         compiled(Mesh(tensor=8))
@@ -67,9 +83,11 @@ def test_a_mesh_that_cuts_a_head_is_refused():
 @pytest.mark.devices(8)
 @pytest.mark.parametrize("fsdp, devices", [(4, 4), (16, 1)], ids=["there are enough", "there are too few"])
 def test_what_a_run_learned_lies_on_its_mesh_where_devices_are_enough(fsdp, devices, tmp_path):
-    run(toy(steps=2), tmp_path)
-    _, _, params = restore(read_run(tmp_path), toy(steps=2, mesh=Mesh(fsdp=fsdp)))
+    recipe = toy(steps=2, ema=0.9)
+    run(recipe, tmp_path)
+    _, _, params = restore(read_run(tmp_path), replace(recipe, mesh=Mesh(fsdp=fsdp)))
     assert len(params["vision"]["kernel"].sharding.device_set) == devices
+    same(params, restore(read_run(tmp_path), recipe)[2])
 
 
 def test_parameters_are_put_on_a_device_once():

@@ -49,8 +49,8 @@ def _evaluate(asked: argparse.Namespace, source: str, changes: list[str]) -> Non
     from mplug2.evaluate import evaluate  # after the arguments are known to be right
 
     screen = Console(quiet=not processes.first())
-    if recipe.mesh.size > (there := len(jax.local_devices())):
-        screen.print(f"mesh {recipe.mesh} needs more than the {there} device(s) of a process: each takes one")
+    if recipe.mesh.of_process().size < recipe.mesh.size:
+        screen.print(f"mesh {recipe.mesh} cannot be had in one process here: each takes one device")
     results = evaluate(
         network,
         params,

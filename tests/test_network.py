@@ -86,6 +86,7 @@ def test_the_gradient_of_universal_is_the_sum_over_the_routes_that_call_it():
     assert all(np.abs(leaves(part)[kernel]).max() > 1e-6 for part in apart)
 
 
+@pytest.mark.slow
 def test_what_comes_in_float64_is_nowhere_narrowed():
     """So that tests in float64 compare 16 digits."""
     recipe = recipes.find("pretrain.tiny")

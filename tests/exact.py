@@ -14,8 +14,8 @@ RTOL = 1e-10
 room for those that cancel."""
 
 IN_FLOAT32 = 100 * 2.0**-24
-"""The same where a library computes a part in float32: a hundred of its roundings, half of the last bit each, of
-sums over tens of numbers, that may all go one way."""
+"""The same where a library computes a part in float32: a hundred of its roundings, half of the last bit each,
+of sums over tens of numbers, that may all go one way."""
 
 _DTYPE: Any = "float64"  # not one of a recipe's: a run is float32 or bfloat16
 FLOAT64 = Execution(dtype=_DTYPE)

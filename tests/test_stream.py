@@ -159,6 +159,54 @@ def test_masking_is_a_function_of_the_example_not_of_its_batch():
     assert len({tuple(row) for row in other.tolist()}) > 20
 
 
+SENTENCE = "a yellow nine left of a red five left of a green seven"
+
+
+@dataclass(frozen=True)
+class Drawn(Words):
+    """Words whose examples also draw something of their own in every epoch."""
+
+    def at(self, index: int, epoch: int) -> dict:
+        return self[index] | {"label": 100 * epoch + index}
+
+
+def met(data: object, steps: int, *, start: int = 0, seed: int = 0, batch: int = 6) -> list[dict]:
+    """Batches of masked texts from step `start` on."""
+    words = stream({"words": Feed(data, batch, {"masked": 18})}, tokenizer=TOKENIZER, seed=seed, threads=0)
+    words.set_state(words.get_state() | {"step": start})
+    return [step["words"] for step in take(words, steps)]
+
+
+@pytest.mark.parametrize("data", [Words(SENTENCE, 30), Mixture({Words(SENTENCE, 30): 2, Words("red", 3): 1})])
+def test_masks_are_drawn_anew_in_every_epoch(data):
+    """Also of a mixture, whose parts come round at different times."""
+    masks: dict[int, Counter] = {}
+    for batch in met(data, 60):
+        for index, text, target in zip(batch["index"], batch["masked"], batch["masked_target"], strict=True):
+            if (text != 0).sum() > 10:  # "red" has one word, which is always chosen
+                masks.setdefault(int(index), Counter())[(target != 0).tobytes()] += 1
+    assert len(masks) == 30 and min(counts.total() for counts in masks.values()) >= 7
+    assert min(len(counts) for counts in masks.values()) > 3
+
+
+def test_masks_of_a_later_epoch_are_resumed_exactly_and_depend_on_the_seed():
+    whole = met(Words(SENTENCE, 30), 20)
+    for start in (7, 12, 19):
+        resumed = met(Words(SENTENCE, 30), 20 - start, start=start)
+        assert_same([{"words": batch} for batch in resumed], [{"words": batch} for batch in whole[start:]])
+
+    def drawn(batches: list[dict]) -> set:
+        rows = [zip(one["index"].tolist(), one["masked_target"], strict=True) for one in batches]
+        return {(index, row.tobytes()) for some in rows for index, row in some}
+
+    assert len(drawn(whole) & drawn(met(Words(SENTENCE, 30), 20, seed=1))) < 30
+
+
+def test_a_source_may_draw_its_examples_anew_in_every_epoch():
+    for place, batch in enumerate(met(Drawn(SENTENCE, 30), 15)):
+        np.testing.assert_array_equal(batch["label"], 100 * (place // 5) + batch["index"])
+
+
 def test_a_text_without_words_is_left_alone():
     ids = np.array([[2, 3, 0, 0]], np.int32)
     masked, target = corrupt(ids, np.array([0]), TOKENIZER, seed=0)

@@ -235,6 +235,31 @@ def test_clips_of_different_shapes_are_refused():
         collate(rows, {}, TOKENIZER, seed=0)
 
 
+@pytest.mark.parametrize("view, frames", [("describe", 1), ("scene", 1), ("scene", 4)])
+def test_a_batch_says_which_of_its_texts_hold_of_which_clips(view, frames):
+    """By the first column of `fits` and the others, as its source tells; also of shares of a batch."""
+    data, lengths = Handwriting(view, frames), {"text": 18, "fits": 137}
+    (step,) = take(stream({"it": Feed(data, 48, lengths)}, tokenizer=TOKENIZER, threads=0), 1)
+    batch, source = step["it"], data.source("train")
+    indices = batch["index"].tolist()
+    texts, truths = [source.texts(i)["text"] for i in indices], [source.fits(i) for i in indices]
+    found = (batch["fits"][:, None] == batch["fits"][None, :, :1]).any(-1)
+    np.testing.assert_array_equal(found, [[text in holds for text in texts] for holds in truths])
+    assert found.diagonal().all() and found.sum() > 48
+
+
+def test_texts_hold_of_their_own_clips_alone_where_the_data_do_not_say():
+    rows = [{"index": place, "text": text} for place, text in enumerate(("red", "two", "red"))]
+    fits = collate(rows, {"text": 3, "fits": 4}, TOKENIZER, seed=0)["fits"]
+    assert fits.shape == (3, 4) and (fits[:, 0] > 0).all() and not fits[:, 1:].any()
+    assert fits[0, 0] == fits[2, 0] != fits[1, 0]
+    many = [{"index": 7, "text": "red", "fits": ("two", "one", "red", "left")}]
+    with pytest.raises(DataError, match="4 texts hold of the clips of example 7, and lengths.fits is 3"):
+        collate(many, {"text": 3, "fits": 3}, TOKENIZER, seed=0)
+    with pytest.raises(DataError, match='"fits" says which texts .* the data have no "text"'):
+        collate([{"index": 0, "caption": "red"}], {"fits": 3}, TOKENIZER, seed=0)
+
+
 def test_an_empty_data_set_is_refused():
     with pytest.raises(DataError, match="empty"):
         stream({"none": Feed(Rows(()), 1, {})}, tokenizer=TOKENIZER)

@@ -3,8 +3,9 @@
 A batch is a flat dict: `clips` uint8 B T H W C, `label` and `index` int32 (B,), and each text field that the
 feed gives a length, int32 B S: `begin ... end pad pad`. A feed that asks for `masked` also gets BERT's
 corruption of its `caption` or `text` as `masked` and `masked_target` (0 = not chosen); one that asks for
-`caption_target` gets the ids of `caption` that are learned: 0 for a tokenizer's prompt. A step of the stream
-is one batch per feed.
+`caption_target` gets the ids of `caption` that are learned: 0 for a tokenizer's prompt; one that asks for
+`fits` gets fingerprints of texts, int32 B F: the first of the example's own `text`, then, where the source
+knows, of every other text that holds of its clips (0: no more). A step of the stream is one batch per feed.
 
 Order is a pure function of (seed, step): the state is the step alone, the same for any number of threads,
 worker processes and hosts. What is drawn for an example (masks, and what a source draws `at` an epoch) is a
@@ -14,6 +15,7 @@ every global batch the examples that its devices hold.
 
 import sys
 import weakref
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +34,8 @@ _ENDLESS = sys.maxsize
 class Source(Protocol):
     """Raw examples by index, each a dict of `clips`, strings, `label` and `index`; Grain's
     RandomAccessDataSource. One whose examples are drawn anew in every epoch (other frames, another crop) also
-    has `at(index, epoch)`; epoch 0 is that of `source[index]`."""
+    has `at(index, epoch)`; epoch 0 is that of `source[index]`. One that knows which texts hold of the clips
+    of an example has `fits(index)`, all of them that another example may have."""
 
     def __len__(self) -> int: ...
 
@@ -177,6 +180,9 @@ def collate(
     if "label" in first:
         batch["label"] = np.array([example["label"] for example in examples], np.int32)
     for field, length in lengths.items():
+        if field == "fits":
+            batch[field] = np.stack([_fingerprints(example, length) for example in examples])
+            continue
         written = field
         if field == "masked":
             written = "caption" if "caption" in first else "text"
@@ -195,6 +201,21 @@ def collate(
     if "caption_target" in lengths:
         batch["caption_target"][:, : tokenizer.prompt_length] = 0
     return batch
+
+
+def _fingerprints(example: Mapping[str, Any], length: int) -> np.ndarray:
+    """Of an example's text, then of all that hold of its clips: int32 (length,)."""
+    if not isinstance(example.get("text"), str):
+        raise DataError(
+            f'"fits" says which texts hold of which clips; the data have no "text": {sorted(example)}'
+        )
+    said = list(dict.fromkeys((example["text"], *example.get("fits", ()))))
+    if len(said) > length:
+        raise DataError(
+            f"{len(said)} texts hold of the clips of example {example['index']}, and lengths.fits is {length}"
+        )
+    numbers = [1 + zlib.crc32(text.encode()) % (2**31 - 1) for text in said]
+    return np.array(numbers + [0] * (length - len(said)), np.int32)
 
 
 def corrupt(
@@ -254,7 +275,8 @@ class _Steps:
             parts = feed.data.parts if isinstance(feed.data, Mixture) else {feed.data: 1.0}
             seeds = (self.seed * 1009 + place * 31 + number for number in range(len(parts)))
             shuffled = [
-                _shuffled(data.source(self.split), seed) for data, seed in zip(parts, seeds, strict=True)
+                _shuffled(data.source(self.split), seed, "fits" in feed.lengths)
+                for data, seed in zip(parts, seeds, strict=True)
             ]
             orders[name] = (
                 grain.MapDataset.mix(shuffled, list(parts.values())) if len(parts) > 1 else shuffled[0]
@@ -274,15 +296,18 @@ class _Steps:
         return batches
 
 
-def _shuffled(source: Source, seed: int) -> grain.MapDataset:
+def _shuffled(source: Source, seed: int, fits: bool) -> grain.MapDataset:
     """Endless (example, epoch), every epoch in an order of its own."""
     if not len(source):
         raise DataError("an empty data set cannot be streamed")
     order = grain.MapDataset.range(len(source)).seed(seed % 2**32).shuffle().repeat()
-    return order.map_with_index(partial(_seen, source))
+    return order.map_with_index(partial(_seen, source, fits))
 
 
-def _seen(source: Any, place: int, index: int) -> tuple[dict[str, Any], int]:
+def _seen(source: Any, fits: bool, place: int, index: int) -> tuple[dict[str, Any], int]:
     """What stands at a place of the endless order: example `index`, and the epoch in which it does."""
     epoch = place // len(source)
-    return (source.at(index, epoch) if hasattr(source, "at") else source[index]), epoch
+    example = source.at(index, epoch) if hasattr(source, "at") else source[index]
+    if fits and hasattr(source, "fits"):
+        example = {**example, "fits": source.fits(index)}
+    return example, epoch

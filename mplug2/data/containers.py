@@ -18,6 +18,7 @@ from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from mplug2.data.inputs import opened, reason
+from mplug2.data.sample_tables import check_tables
 from mplug2.errors import DataError
 
 CONTAINERS = {  # FFmpeg's demuxer: what people call its files
@@ -82,13 +83,15 @@ class _Unnamed:
 
 
 def _container(path: str | Path, file: BinaryIO) -> InputContainer:
+    check_tables(path, file)
+    file.seek(0)
     options = {
         "format_whitelist": ",".join(CONTAINERS),
         "protocol_whitelist": "",
         "max_pixels": str(PIXELS),  # of FFmpeg's own look at the first frames
     }
     try:
-        return av.open(_Unnamed(file), options=options, metadata_errors="replace", io_open=_nothing_else)
+        return av.open(_Unnamed(file), "r", options=options, metadata_errors="replace", io_open=_nothing_else)
     except (av.error.ArgumentError, av.error.InvalidDataError, EOFError):
         kinds = ", ".join(CONTAINERS.values())
         raise DataError(

@@ -17,6 +17,7 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 from mplug2.data.containers import Footage
+from mplug2.data.sample_tables import FRAMES
 from mplug2.errors import DataError
 
 STATING = ("mov", "matroska", "avi", "flv", "asf")
@@ -27,11 +28,7 @@ ENOUGH = 0.95
 """Of what is stated, so much must be there: with less a video is refused, with less than all it is read with
 a warning."""
 
-FRAMES = 5_000_000
-"""The most that a video has: 55 hours of them."""
-
-
-End = Literal["whole", "unmarked", "damaged", "cut"]
+End = Literal["whole", "unmarked", "cut"]
 
 
 @dataclass(frozen=True)
@@ -100,9 +97,8 @@ def judge(path: str | Path, there: Extent) -> None:
         warnings.warn(f"the video {path} breaks off: {said}; {has}", stacklevel=2)
     elif there.end == "cut" and there.stated is None:
         raise DataError(f"the video {path} breaks off, and does not say how long it was; {has}")
-    elif there.end in ("damaged", "unmarked"):
-        how = "is damaged, or breaks off" if there.end == "damaged" else "has no end mark: it may break off"
-        warnings.warn(f"the video {path} {how}; {has}", stacklevel=2)
+    elif there.end == "unmarked":
+        warnings.warn(f"the video {path} has no end mark: it may break off; {has}", stacklevel=2)
 
 
 def _start(stream: VideoStream) -> float:
@@ -116,9 +112,10 @@ def _end(footage: Footage, damaged: bool) -> End:
     if kind == "ogg":
         return "whole" if _ogg_ends(file) else "unmarked"
     if kind not in STATING:
-        return "damaged" if damaged else "whole"
+        return "whole"
     size = _matroska_size(file) if kind == "matroska" else _asf(file)[0] if kind == "asf" else 0
-    return "cut" if damaged or size > file.seek(0, os.SEEK_END) else "whole"
+    short = size > file.seek(0, os.SEEK_END) or (kind == "flv" and not _flv_ends(file))
+    return "cut" if damaged or short else "whole"
 
 
 def _stated(footage: Footage) -> float | None:
@@ -169,6 +166,17 @@ def _asf(file: BinaryIO) -> tuple[int, float | None]:
     if live & 1:  # written without an end
         return 0, None
     return size, played / 10_000_000 - preroll / 1000
+
+
+def _flv_ends(file: BinaryIO) -> bool:
+    """Whether an FLV file ends with the size of its last tag."""
+    end = file.seek(0, os.SEEK_END) - 4
+    file.seek(max(0, end))
+    length = int.from_bytes(file.read(4))
+    if not 11 <= length <= end:
+        return False
+    file.seek(end - length)
+    return int.from_bytes(file.read(4)[1:]) == length - 11
 
 
 def _gif_end(file: BinaryIO) -> End:

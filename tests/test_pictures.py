@@ -1,6 +1,6 @@
 """Pictures: what is opened, what colours and transparency become, which way up; whatever a decoder raises."""
 
-import io
+import re
 import struct
 import subprocess
 import zlib
@@ -124,7 +124,7 @@ def test_transparent_modes_lie_on_white(mode):
 def test_transparent_files_lie_on_white(tmp_path: Path, name):
     if name == "a.avif" and "AVIF" not in pictures._formats():
         pytest.skip("this Pillow reads no AVIF")
-    options = {"lossless": True} if name == "a.webp" else {"quality": 100} if name == "a.avif" else {}
+    options: dict = {"lossless": True} if name == "a.webp" else {"quality": 100} if name == "a.avif" else {}
     drawing("RGBA").save(tmp_path / name, **options)
     shown = pixels(tmp_path / name)
     assert shown[0, 0].min() > 250 and shown[10, 10].max() < 5
@@ -192,7 +192,7 @@ def test_all_eight_orientations_are_undone(tmp_path: Path, name, turned):
     }[turned]
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = turned
-    options = {"quality": 95} if name == "a.jpg" else {"lossless": True} if name == "a.webp" else {}
+    options: dict = {"quality": 95} if name == "a.jpg" else {"lossless": True} if name == "a.webp" else {}
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / name, exif=exif, **options)
     shown = pixels(tmp_path / name)
     assert shown.shape == upright.shape
@@ -238,6 +238,20 @@ def test_content_decides_and_not_the_name(tmp_path: Path):
     Image.new("RGB", (8, 8), (9, 8, 7)).save(tmp_path / "a.png")
     (tmp_path / "a.png").rename(tmp_path / "a.eps")
     assert pixels(tmp_path / "a.eps")[0, 0].tolist() == [9, 8, 7]
+
+
+def test_pictures_and_videos_are_opened_in_one_place_each():
+    root = Path(pictures.__file__).parents[1]
+    found = {
+        path.relative_to(root).as_posix(): set(
+            re.findall(r"\b(?:Image|av)\.open\((?!io\.BytesIO\(frame\), formats)", path.read_text())
+        )
+        for path in root.rglob("*.py")
+    }
+    assert {name: calls for name, calls in found.items() if calls} == {
+        "data/pictures.py": {"Image.open("},
+        "data/containers.py": {"av.open("},
+    }
 
 
 def test_a_format_that_is_not_opened_is_named_beside_those_that_are(tmp_path: Path):
@@ -287,9 +301,9 @@ def test_a_picture_that_breaks_off_is_refused(tmp_path: Path, name):
 
 def test_pixels_are_counted_before_a_picture_is_decoded(tmp_path: Path, monkeypatch):
     (tmp_path / "a.png").write_bytes(png(12000, 12000, 8, 2, b""))
-    file = io.BytesIO()
-    Image.new("1", (10000, 9000)).save(file, "gif")
-    (tmp_path / "a.gif").write_bytes(file.getvalue())
+    (tmp_path / "a.gif").write_bytes(
+        b"GIF89a" + struct.pack("<2H3xB4H2x", 10000, 9000, 44, 0, 0, 10000, 9000)
+    )
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # as others do who trust their files
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: pytest.fail("decoded"))
     for name in ("a.png", "a.gif"):

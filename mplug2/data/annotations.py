@@ -242,7 +242,9 @@ def _object(where: str, text: str, advice: Callable[[str, Any], str]) -> Mapping
 
 def _one_a_line(text: str, found: Any) -> str:
     """What a line probably is that is not one object."""
-    ends = isinstance(found, json.JSONDecodeError) and found.pos >= len(text)
+    ends = isinstance(found, json.JSONDecodeError) and (
+        found.pos >= len(text) or found.msg.startswith("Unterminated string")
+    )
     if isinstance(found, list) or text.startswith("[") and ends:
         likely = ", and this is a JSON array"
     elif text.startswith("{") and ends:

@@ -4,6 +4,8 @@ Transparent pictures lie on GROUND. Brightness of more than 8 bits is scaled, ne
 its type, 0..65535; 32-bit whole numbers and floats, whose type states no white, by their values (`_white`).
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from PIL import Image
 
@@ -17,7 +19,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         return _deep(image)
     if image.mode in ("I", "F"):
-        return Image.fromarray(_scaled(np.asarray(image))).convert("RGB")
+        return _scaled(np.asarray(image)).convert("RGB")
     if image.mode == "La":  # premultiplied; it converts to nothing else
         image = image.convert("LA")
     if not image.has_transparency_data:
@@ -36,24 +38,35 @@ def on_ground(frame: np.ndarray) -> np.ndarray:
 def _deep(image: Image.Image) -> Image.Image:
     levels = np.asarray(image)
     key = image.info.get("transparency")
-    grey = Image.fromarray(((levels.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)).convert(
-        "RGB"
-    )
+    grey = _of_bands(levels, lambda band: (band.astype(np.uint32) * 255 + 32767) // 65535).convert("RGB")
     if isinstance(key, int):  # the level of transparent pixels
-        grey.paste(GROUND, mask=Image.fromarray(levels == key))
+        grey.paste(GROUND, mask=_of_bands(levels, lambda band: (band == key) * 255))
     return grey
 
 
-def _scaled(levels: np.ndarray) -> np.ndarray:
-    """Levels int32 or float32 H W -> uint8 H W. NaN is black."""
-    finite = levels[np.isfinite(levels)]
-    if not finite.size:
-        return np.zeros(levels.shape, np.uint8)
-    black, white = min(0.0, float(finite.min())), _white(float(finite.max()), levels.dtype.kind == "i")
-    if white <= black:
-        return np.zeros(levels.shape, np.uint8)
-    shares = np.nan_to_num((levels - np.float64(black)) / (white - black), nan=0, posinf=1, neginf=0)
-    return np.rint(shares.clip(0, 1) * 255).astype(np.uint8)
+def _scaled(levels: np.ndarray) -> Image.Image:
+    """Levels int32 or float32 H W -> gray. NaN is black."""
+    black = largest = 0.0
+    for band in _bands(levels):
+        finite = band[np.isfinite(band)]
+        black, largest = float(finite.min(initial=black)), float(finite.max(initial=largest))
+    white = _white(largest, levels.dtype.kind == "i")
+
+    def shade(band: np.ndarray) -> np.ndarray:
+        shares = np.nan_to_num((band - np.float64(black)) / (white - black), nan=0, posinf=1, neginf=0)
+        return np.rint(shares.clip(0, 1) * 255)
+
+    return _of_bands(levels, shade)
+
+
+def _bands(levels: np.ndarray) -> list[np.ndarray]:
+    """Levels H W -> some rows of them at a time: what is computed of all of a large picture takes room."""
+    rows = max(1, 2**20 // max(1, levels.shape[1]))
+    return [levels[start : start + rows] for start in range(0, len(levels), rows)]
+
+
+def _of_bands(levels: np.ndarray, shade: Callable[[np.ndarray], np.ndarray]) -> Image.Image:
+    return Image.fromarray(np.concatenate([shade(band).astype(np.uint8) for band in _bands(levels)]))
 
 
 def _white(largest: float, whole: bool) -> float:

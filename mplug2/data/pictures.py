@@ -50,7 +50,7 @@ def read_image(path: str | Path) -> Image.Image:
                     if image.width * image.height > most:
                         raise Image.DecompressionBombError
                     _settle_key(image)
-                    image = ImageOps.exif_transpose(image)
+                    ImageOps.exif_transpose(image, in_place=True)
                     # Pillow has 16-bit PGM, and older ones PNG, as 32-bit numbers that state no white.
                     deep = image.mode == "I" and kind in ("PPM", "PNG")
                     return to_rgb(image.convert("I;16") if deep else image)

@@ -21,6 +21,7 @@ from mplug2.errors import RecipeError
 from mplug2.modules.functions import (
     OFFLOADED,
     PRODUCTS,
+    add,
     attention,
     dense,
     dropout,
@@ -104,7 +105,7 @@ class Linear(nnx.Module):
         self.bias = parameter(zeros, (outputs,), axes[1:], rngs)
 
     def __call__(self, x: Array) -> Array:
-        return dense(x, self.kernel[...]) + self.bias[...].astype(x.dtype)
+        return add(dense(x, self.kernel[...]), self.bias[...])
 
 
 class Norm(nnx.Module):
@@ -321,7 +322,7 @@ class WordPredictor(nnx.Module):
     def project(self, tokens: Array, kernel: Array) -> Array:
         """The same with the table already turned to `D V`: a decoding loop turns it once."""
         hidden = self.norm(gelu(spread(self.transform(tokens), "mlp")))
-        return spread(dense(spread(hidden), kernel) + self.bias[...].astype(tokens.dtype), "vocab")
+        return spread(add(dense(spread(hidden), kernel), self.bias[...]), "vocab")
 
 
 # -----------------------------------------------------------------------------------------------------------

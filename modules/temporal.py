@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from flax import nnx
 
-from mplug2.modules.functions import quick_gelu
+from mplug2.modules.functions import add, quick_gelu, scale
 from mplug2.modules.layers import Linear, Norm, Stack, normal, parameter, zeros
 from mplug2.roles import Array, Execution
 
@@ -56,11 +56,11 @@ class LocalTemporal(nnx.Module):
         self.up = Linear(width // 2, width, axes=("mlp", "embed"), rngs=rngs, init=zeros)
 
     def __call__(self, patches: Array) -> Array:
-        hidden, kernel = self.down(self.norm(patches)), self.kernel[...].astype(patches.dtype)
+        hidden, kernel = self.down(self.norm(patches)), self.kernel[...]
         frames = hidden.shape[1]
         padded = jnp.pad(hidden, ((0, 0), (FRAMES // 2, FRAMES // 2), (0, 0), (0, 0)))
-        mixed = sum(kernel[i] * padded[:, i : i + frames] for i in range(FRAMES))
-        return self.up(quick_gelu(mixed + self.bias[...].astype(patches.dtype)))
+        mixed = sum(scale(padded[:, i : i + frames], kernel[i]) for i in range(FRAMES))
+        return self.up(quick_gelu(add(mixed, self.bias[...])))
 
 
 class Branches(nnx.Module):

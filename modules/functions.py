@@ -168,6 +168,27 @@ def _convolve_backward(stride: int, saved: tuple[Array, Array], gradient: Array)
 convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def bounded(parameter: Array, least: float, most: float) -> Array:
+    """The parameter, or the bound that it is beyond. There a gradient passes that leads back, none that leads
+    further out (`clip` would let neither, and what is once beyond could never come back)."""
+    return jnp.clip(parameter, least, most)
+
+
+def _bounded_forward(parameter: Array, least: float, most: float) -> tuple[Array, Array]:
+    return jnp.clip(parameter, least, most), parameter
+
+
+def _bounded_backward(least: float, most: float, parameter: Array, gradient: Array) -> tuple[Array]:
+    # A step goes against its gradient. What is at a bound, where a step leaves it, has the whole gradient, so
+    # that gradients of a batch's parts still add up to the batch's.
+    leads_out = ((parameter < least) & (gradient > 0)) | ((parameter > most) & (gradient < 0))
+    return (jnp.where(leads_out, 0, gradient),)
+
+
+bounded.defvjp(_bounded_forward, _bounded_backward)
+
+
 # -----------------------------------------------------------------------------------------------------------
 # Attention
 

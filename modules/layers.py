@@ -48,12 +48,16 @@ def ones(key: Array, shape: tuple[int, ...]) -> Array:
 
 
 def parameter(
-    init: Initializer, shape: tuple[int, ...], axes: tuple[str | None, ...], rngs: nnx.Rngs
+    init: Initializer,
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    rngs: nnx.Rngs,
+    bounds: tuple[float, float] | tuple[()] = (),
 ) -> nnx.Param:
-    """A float32 parameter with one logical axis name a dimension."""
+    """A float32 parameter with one logical axis name a dimension, which training keeps within `bounds`."""
     # Cast: a weakly typed array (`jnp.full` of a Python number) would turn strong in the first step and
     # compile it again.
-    return nnx.Param(init(rngs.params(), shape).astype(jnp.float32), axes=axes)
+    return nnx.Param(init(rngs.params(), shape).astype(jnp.float32), axes=axes, bounds=bounds)
 
 
 def spread(x: Array, last: str | None = None) -> Array:

@@ -46,7 +46,7 @@ def dense(x: Array, kernel: Array) -> Array:
 
 def _product(x: Array, kernel: Array) -> Array:
     return lax.dot_general(
-        x, kernel.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32
+        x, kernel.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=sum_dtype(x)
     ).astype(x.dtype)
 
 
@@ -61,7 +61,7 @@ def _dense_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array,
         gradient,
         kernel.astype(gradient.dtype),
         (((gradient.ndim - 1,), (1,)), ((), ())),
-        preferred_element_type=jnp.float32,
+        preferred_element_type=sum_dtype(gradient),
     )
     if here() is None:
         # As a product of two matrices: with several token axes XLA would transpose x first, a copy of every
@@ -69,7 +69,7 @@ def _dense_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array,
         x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
     leading = tuple(range(x.ndim - 1))
     to_kernel = lax.dot_general(
-        x, gradient, ((leading, leading), ((), ())), preferred_element_type=jnp.float32
+        x, gradient, ((leading, leading), ((), ())), preferred_element_type=sum_dtype(x)
     )
     return to_x.astype(x.dtype), to_kernel.astype(kernel.dtype)
 
@@ -212,7 +212,7 @@ def _attention_forward(
 ) -> tuple[Array, Any]:
     scores = _by_head(query, keys, -1, -1)
     if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     weights = jnp.exp((scores - scores.max(-1, keepdims=True)) * query.shape[-1] ** -0.5)
     share = 1 / weights.sum(-1, keepdims=True)  # of what is mixed, not of the weights: fewer to multiply
     dropped = _dropped(weights, kept, rate).astype(values.dtype)
@@ -271,7 +271,7 @@ def _by_head(left: Array, right: Array, left_axis: int, right_axis: int) -> Arra
     """The product of every head of every example, summed over an axis of each, in float32."""
     each = tuple(range(left.ndim - 2))
     contracted = (((left.ndim + left_axis,), (right.ndim + right_axis,)), (each, each))
-    return lax.dot_general(left, right, contracted, preferred_element_type=jnp.float32)
+    return lax.dot_general(left, right, contracted, preferred_element_type=sum_dtype(left, right))
 
 
 def _dropped(x: Array, kept: Array | None, rate: float) -> Array:

@@ -12,7 +12,7 @@ from flax import nnx
 
 from mplug2.modules.functions import bounded, dropout
 from mplug2.modules.layers import Linear, WordPredictor, parameter, spread, whole
-from mplug2.roles import Array, Execution
+from mplug2.roles import Array, Execution, sum_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class Contrastive(nnx.Module):
 
 
 def _unit(x: Array) -> Array:
-    x = x.astype(jnp.float32)
+    x = x.astype(sum_dtype(x))
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
@@ -89,7 +89,8 @@ class Classifier(nnx.Module):
 
     def __call__(self, tokens: Array, *, key: Array | None = None) -> Array:
         """Tokens `B N D` -> logits `B classes`, float32."""
-        return self.linear(dropout(tokens[:, 0], self.config.dropout, key)).astype(jnp.float32)
+        logits = self.linear(dropout(tokens[:, 0], self.config.dropout, key))
+        return logits.astype(sum_dtype(logits))
 
 
 class Unmasker(nnx.Module):

@@ -29,7 +29,7 @@ from mplug2.modules.functions import (
     gelu,
     keep,
 )
-from mplug2.roles import PAD, Array, Execution, split_key
+from mplug2.roles import PAD, Array, Execution, split_key, sum_dtype
 from mplug2.sharding import Axes, constrain, gathered, here
 
 Initializer = Callable[[Array, tuple[int, ...]], Array]
@@ -121,7 +121,7 @@ class Norm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: Array) -> Array:
-        exact = x.astype(jnp.float32)
+        exact = x.astype(sum_dtype(x))
         centred = exact - exact.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
         scaled = centred * lax.rsqrt(variance + self.epsilon) * self.scale[...] + self.bias[...]

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mplug2.errors import DataError
+from mplug2.roles import sum_dtype
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -38,7 +38,7 @@ class Preprocessing:
         `jax.jit`."""
         scale = 1 / (255 * np.asarray(self.std, np.float32))
         shift = np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
-        return clips.astype(jnp.float32) * scale - shift
+        return clips.astype(sum_dtype(clips)) * scale - shift
 
     def from_pil(self, image: Image.Image) -> np.ndarray:
         """A picture of any size and mode -> a clip uint8 1 H W C, RGB."""

@@ -85,7 +85,8 @@ dense.defvjp(_dense_forward, _dense_backward)
 
 def add(x: Array, parameter: Array) -> Array:
     """x `... D` + a parameter of its last axes, in x's dtype."""
-    return x + repeated(parameter, x.shape, x.dtype)
+    everywhere: Array = repeated(parameter, x.shape, x.dtype)
+    return x + everywhere
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

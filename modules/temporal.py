@@ -6,6 +6,7 @@ network frame by frame. mPLUG-2 section 3.1, figure 2b; the official code's `lmh
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -59,7 +60,7 @@ class LocalTemporal(nnx.Module):
         hidden, kernel = self.down(self.norm(patches)), self.kernel[...]
         frames = hidden.shape[1]
         padded = jnp.pad(hidden, ((0, 0), (FRAMES // 2, FRAMES // 2), (0, 0), (0, 0)))
-        mixed = sum(scale(padded[:, i : i + frames], kernel[i]) for i in range(FRAMES))
+        mixed: Any = sum(scale(padded[:, i : i + frames], kernel[i]) for i in range(FRAMES))
         return self.up(quick_gelu(add(mixed, self.bias[...])))
 
 

@@ -61,7 +61,8 @@ def learned(trainer: Trainer, start: float, *ways: float) -> list[float]:
     state: Any = trainer.begin(params)
     values = []
     for way in ways:
-        state, _ = trainer.step(state, {}, {"lean": {"way": np.full(2, way, np.float32)}})
+        batch: Any = {"way": np.full(2, way, np.float32)}
+        state, _ = trainer.step(state, {}, {"lean": batch})
         values.append(float(flat(state["params"])["contrastive.learned_temperature"]))
     return values
 

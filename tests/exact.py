@@ -1,6 +1,8 @@
 """Equality of mathematics is tested in float64, where another order of sums changes the last of 16 digits and
 a fault the first ones: inside `in_float64()`, with a network run by FLOAT64 on what `widened` gives."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,16 +16,21 @@ RTOL = 1e-10
 room for those that cancel."""
 
 IN_FLOAT32 = 100 * 2.0**-24
-"""The same where a library computes a part in float32: a hundred of its roundings, half of the last bit each, of
-sums over tens of numbers, that may all go one way."""
+"""The same where a library computes a part in float32: a hundred of its roundings, half of the last bit each,
+of sums over tens of numbers, that may all go one way."""
 
 _DTYPE: Any = "float64"  # not one of a recipe's: a run is float32 or bfloat16
 FLOAT64 = Execution(dtype=_DTYPE)
 
 
-def in_float64() -> Any:
-    """A context in which JAX has float64."""
-    return jax.enable_x64(True)
+@contextlib.contextmanager
+def in_float64() -> Iterator[None]:
+    """In which JAX has float64, in every thread."""
+    jax.config.update("jax_enable_x64", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", False)
 
 
 def widened(tree: Any) -> Any:

@@ -84,6 +84,15 @@ class Clip:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OpenClip(Clip):
+    """The same with the exact GELU, as open_clip trains them (github.com/mlfoundations/open_clip)."""
+
+    @property
+    def activation(self) -> Callable[[Array], Array]:
+        return gelu
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plain:
     """The plain ViT's blocks (arXiv:2010.11929) as timm, DeiT, DINO and MAE have them: exact GELU, tokens go
     into the first block as they are."""
@@ -109,7 +118,7 @@ class Config:
     depth: int
     heads: int
     drop_path: float = 0.0
-    blocks: Clip | Plain = Clip()
+    blocks: Clip | OpenClip | Plain = Clip()
 
     def __post_init__(self):
         if self.width % self.heads:

@@ -75,7 +75,7 @@ class _Prompted:
 
     def _before(self, tokens: Array) -> Array:
         """`B N D` -> `B P+N D`."""
-        prompt = repeated(self._prompt, (len(tokens), *self._prompt.shape), tokens.dtype)
+        prompt: Array = repeated(self._prompt, (len(tokens), *self._prompt.shape), tokens.dtype)
         return jnp.concatenate([prompt, tokens], axis=1)
 
     def _seen(self, mask: Array) -> Array:

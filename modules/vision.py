@@ -222,7 +222,7 @@ class Convolution(nnx.Module):
         self.stride = stride
 
     def __call__(self, frames: Array) -> Array:
-        convolved = convolve(frames, self.kernel[...], self.stride)
+        convolved: Array = convolve(frames, self.kernel[...], self.stride)
         return spread_pictures(add(convolved, self.bias[...]), "mlp")
 
 
@@ -281,7 +281,9 @@ class Vision(nnx.Module):
         patches = spread_pictures(self.stem(spread_pictures(clips.astype(self.dtype))))
         grid = patches.shape[2:4]
         patches = rearrange(patches, "b t h w d -> b t (h w) d")
-        first = repeated(self.class_token[...], (*patches.shape[:2], 1, patches.shape[-1]), patches.dtype)
+        first: Array = repeated(
+            self.class_token[...], (*patches.shape[:2], 1, patches.shape[-1]), patches.dtype
+        )
         x = add(jnp.concatenate([first, patches], axis=2), self._positions_for(grid))
         x = fold(
             lambda x, block, branches, key: block(x, branches, key=key),

@@ -294,7 +294,7 @@ class Trainer:
         )
         (total, losses), gradients = self.gradients(state["params"], frozen, batches, key)
         updates, moments = self.optimizer.update(gradients, state["moments"], state["params"])
-        params: Any = optax.apply_updates(state["params"], updates)
+        params = self._within_bounds(optax.apply_updates(state["params"], updates))
 
         values = {"loss": total, **{f"loss/{name}": loss for name, loss in losses.items()}}
         # Fenced off: XLA on CPUs would share the squares with the optimizer, and so write all of them down.
@@ -312,6 +312,12 @@ class Trainer:
             "metrics": metrics | {"learning_rate": self.rate(done)},
             "bad": jax.tree.map(jnp.copy, new["bad"]),
         }
+
+    def _within_bounds(self, params: Any) -> Parameters:
+        """Those that have bounds brought back to them: no momentum carries a parameter away, from where it
+        would take as many steps to return."""
+        bounds = {name: self.network.bounds[name] for name in params}
+        return jax.tree.map(lambda array, own: jnp.clip(array, *own) if own else array, params, bounds)
 
 
 def _placed(leaf: Any, place: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from mplug2 import sharding
-from mplug2.roles import PAD, Array
+from mplug2.roles import PAD, Array, sum_dtype
 
 CHUNK = 1 << 24
 """How many logits a device holds at once, 64 MiB of them in float32."""
@@ -16,7 +16,7 @@ CHUNK = 1 << 24
 
 def cross_entropy(logits: Array, targets: Array) -> Array:
     """Negative log-likelihoods: logits `... V`, targets int `...` -> float32 `...`."""
-    exact = logits.astype(jnp.float32)
+    exact = logits.astype(sum_dtype(logits))
     chosen = jnp.take_along_axis(exact, targets[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(exact, axis=-1) - chosen
 
@@ -73,5 +73,5 @@ def contrastive_loss(similarity: Array, positives: Array) -> Array:
         targets = positives / positives.sum(-1, keepdims=True)
         return -(targets * jax.nn.log_softmax(similarity, axis=-1)).sum(-1).mean()
 
-    weight = positives.astype(jnp.float32)
+    weight = positives.astype(sum_dtype(similarity))
     return (one_way(similarity, weight) + one_way(similarity.T, weight.T)) / 2

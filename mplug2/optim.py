@@ -62,7 +62,7 @@ def schedule(settings: AdamW, steps: int, factor: float = 1.0) -> Callable[[Any]
         return _official_schedule(settings, steps, factor)
 
     def rate(done: Any) -> Array:
-        step = jnp.asarray(done, jnp.float32) + 1
+        step = jnp.asarray(done, float) + 1
         rise = step / max(settings.warmup, 1)
         fallen = jnp.clip((step - settings.warmup) / max(steps - settings.warmup, 1), 0.0, 1.0)
         fall = settings.final + (1 - settings.final) * 0.5 * (1 + jnp.cos(jnp.pi * fallen))
@@ -86,7 +86,7 @@ def _official_schedule(settings: OfficialAdamW, steps: int, factor: float) -> Ca
         last = jnp.maximum((jnp.asarray(done, jnp.int32) + 1) * settings.iterations - 2, 0)
         every, until = _SAWTOOTH
         falls_back = (last < settings.sawtooth) & (last <= until) & (last % every == 0)
-        time = jnp.where(falls_back, last // every, last).astype(jnp.float32)
+        time = jnp.where(falls_back, last // every, last).astype(float)
         risen = jnp.minimum(time / max(settings.warmup, 1), 1.0)
         fallen = jnp.clip((time - settings.warmup) / max(total - settings.warmup, 1), 0.0, 1.0)
         share = jnp.where(time < settings.warmup, risen, 0.5 * (1 + jnp.cos(jnp.pi * fallen)))

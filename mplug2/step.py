@@ -155,7 +155,7 @@ class Trainer:
         return state | ({"ema": params} if self.recipe.ema else {})
 
     def _counters(self) -> State:
-        zero = jnp.zeros((), jnp.float32)
+        zero = jnp.zeros((), float)  # float32, where JAX is not told to compute in float64
         metrics = ("loss", *(f"loss/{name}" for name in self.recipe.objectives), "gradient_norm")
         return {
             "step": jnp.zeros((), jnp.int32),
@@ -245,7 +245,7 @@ class Trainer:
         """(sum by weight, {objective: loss}). Clips come as uint8 and are normalised here."""
         modules = self.network.bind({**frozen, **params}, key)
         ready = {feed: self._normalised(batch) for feed, batch in batches.items()}
-        total, losses = jnp.zeros((), jnp.float32), {}
+        total, losses = jnp.zeros((), float), {}
         for place, (name, objective) in enumerate(self.recipe.objectives.items()):
             own_key = None if key is None else jax.random.fold_in(key, place)
             batch = ready[self.recipe.feed_of(name)]
@@ -294,7 +294,7 @@ class Trainer:
         )
         (total, losses), gradients = self.gradients(state["params"], frozen, batches, key)
         updates, moments = self.optimizer.update(gradients, state["moments"], state["params"])
-        params: Any = optax.apply_updates(state["params"], updates)
+        params = self._within_bounds(optax.apply_updates(state["params"], updates))
 
         values = {"loss": total, **{f"loss/{name}": loss for name, loss in losses.items()}}
         # Fenced off: XLA on CPUs would share the squares with the optimizer, and so write all of them down.
@@ -313,6 +313,12 @@ class Trainer:
             "bad": jax.tree.map(jnp.copy, new["bad"]),
         }
 
+    def _within_bounds(self, params: Any) -> Parameters:
+        """Those that have bounds brought back to them: no momentum carries a parameter away, from where it
+        would take as many steps to return."""
+        bounds = {name: self.network.bounds[name] for name in params}
+        return jax.tree.map(lambda array, own: jnp.clip(array, *own) if own else array, params, bounds)
+
 
 def _placed(leaf: Any, place: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
@@ -321,7 +327,7 @@ def _placed(leaf: Any, place: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
 def averaged(ema: Parameters, params: Parameters, decay: float, done: Array | int) -> Parameters:
     """The running average after one step more, `done` steps having gone before: `d * ema + (1 - d) * params`
     with `d = min(decay, (1 + done) / (10 + done))`, so that the random start is soon forgotten."""
-    done = jnp.asarray(done, jnp.float32)
+    done = jnp.asarray(done, float)
     share = jnp.minimum(decay, (1 + done) / (10 + done))
     return jax.tree.map(lambda old, new: share * old + (1 - share) * new, ema, params)
 

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from mplug2 import hub, processes
+from mplug2 import hub, processes, sharding
 from mplug2.checkpoint import AVERAGE, Checkpoints, fingerprint
 from mplug2.data.stream import stream
 from mplug2.errors import CheckpointError, DataError, Mplug2Error, RecipeError
@@ -162,6 +162,8 @@ class _Session:
                 return self._outcome(step, state)
             if step:
                 logbook.say(f"{self.run.path}: continuing after step {step}")
+            if idle := sharding.idle(trainer.mesh):
+                logbook.say(idle)
             stack.callback(self.checkpoints.join)  # an error may come while a save still goes on
             feed = stack.enter_context(Prefetch(batches, trainer.place_batch))
             interruption = stack.enter_context(Interruption(logbook))

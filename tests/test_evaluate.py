@@ -21,8 +21,9 @@ from mplug2.caption_scores import CocoWords, PlainWords
 from mplug2.data import grammar
 from mplug2.data.handwriting import Handwriting
 from mplug2.data.pixels import Preprocessing
+from mplug2.data.stream import Mixture
 from mplug2.data.tokens import SentencePiece
-from mplug2.errors import RecipeError
+from mplug2.errors import DataError, RecipeError
 from mplug2.evaluate import (
     Answering,
     Captioning,
@@ -32,13 +33,13 @@ from mplug2.evaluate import (
     ZeroShot,
     evaluate,
 )
-from mplug2.evaluations import _shuffled
+from mplug2.evaluations import _classes, _shuffled
 from mplug2.inference import Compiled, Inference
 from mplug2.judge import Judge
 from mplug2.metrics import equal_strings, exact_match, vqa_accuracy
 from mplug2.network import Network
 from mplug2.recipe import Recipe
-from mplug2.scores import corpus_score, mean_score
+from mplug2.scores import Results, Score, corpus_score, mean_score
 from mplug2.tools import evaluate as tool
 
 CLASSES = 5
@@ -139,6 +140,21 @@ SEVEN = Memory(
 )
 
 
+SEVEN_WORDS = Memory(tuple({**one, "caption": "red"} for one in SEVEN.examples))
+
+
+def numbers(score: Score) -> tuple[float, float, float, float]:
+    """(low, value, high, blind) of a score that has them all."""
+    found = (score.low, score.value, score.high, score.blind)
+    assert all(number is not None for number in found)
+    return found  # pyright: ignore[reportReturnType]
+
+
+def width(score: Score) -> float:
+    low, _, high, _ = numbers(score)
+    return high - low
+
+
 # --- every example once
 
 
@@ -209,7 +225,8 @@ def test_retrieval_counts_both_ways_and_states_its_gallery():
     assert set(tasks) == {f"find/{way}@{k}" for way in ("text_to_video", "video_to_text") for k in (1, 5, 10)}
     first = tasks["find/text_to_video@1"]
     assert (first.value, first.chance, first.blind, first.metric) == (0.5, 0.25, 0.25, "R@1 of 4")
-    assert tasks["find/video_to_text@5"].value == tasks["find/video_to_text@5"].chance == 1.0
+    assert tasks["find/video_to_text@5"].value is None  # of four, any ranking finds it
+    assert "so small a gallery" in tasks["find/video_to_text@5"].why
 
 
 # --- answers and captions, with what the model says given
@@ -268,10 +285,11 @@ def test_captions_are_scored_by_four_metrics():
     assert [line["correct"] for line in lines] == [True, False, True]
     for name in ("/bleu4", "/rouge_l", "/cider"):
         score = scores[name]
-        assert score.low <= score.value <= score.high and 0 < score.blind < score.value
+        low, value, high, baseline = numbers(score)
+        assert low <= value <= high and 0 < baseline < value
 
 
-SEVERAL = json.loads((Path(__file__).parent / "golden" / "metrics" / "captions.json").read_text())["001a_ptb"]
+SEVERAL = json.loads((Path(__file__).parent / "golden" / "metrics" / "captions.json").read_text())["002c_ptb"]
 
 
 def test_published_scores_of_several_references_are_those_of_the_reference_implementation():
@@ -284,9 +302,106 @@ def test_published_scores_of_several_references_are_those_of_the_reference_imple
     scores, lines = Captioning(data=Memory(examples), form=CocoWords()).measure(said)  # pyright: ignore
     names = {"/bleu4": "BLEU_4", "/meteor": "METEOR_exact_stem", "/rouge_l": "ROUGE_L", "/cider": "CIDEr"}
     for ours, theirs in names.items():
-        assert scores[ours].value == pytest.approx(SEVERAL["corpus"][theirs], abs=1e-9), ours
-        assert scores[ours].low <= scores[ours].value <= scores[ours].high
+        low, value, high, _ = numbers(scores[ours])
+        assert value == pytest.approx(SEVERAL["corpus"][theirs], abs=1e-9), ours
+        assert low <= value <= high
     assert scores["/meteor"].metric == "METEOR (exact+stem)" and isinstance(lines[0]["truth"], list | str)
+
+
+# --- scores that there are not
+
+
+@pytest.mark.parametrize(
+    "captions, undefined",
+    [
+        (["a red two at the top"], {"/cider"}),  # one example: no word is rare
+        (["a red two at the top"] * 3, {"/cider"}),  # three alike
+        (["a red two", "a blue nine"], {"/bleu4"}),  # too short for its n-grams
+        (["", ""], {"/exact", "/bleu4", "/rouge_l", "/cider"}),
+    ],
+)
+def test_a_score_that_not_even_the_truth_could_reach_is_none(captions, undefined):
+    examples = tuple({"index": i, "caption": text} for i, text in enumerate(captions))
+    scores, _ = Captioning(data=Memory(examples)).measure(Saying(examples, captions))  # pyright: ignore
+    assert {name for name, score in scores.items() if score.value is None} == undefined
+    assert all(score.why for name, score in scores.items() if name in undefined)
+    results = Results(recipe="r", tasks=scores)
+    screen = Console(width=200, record=True, quiet=True)
+    screen.print(results.table())
+    saved = json.loads(json.dumps(results.as_json()))["tasks"]
+    assert {name for name, one in saved.items() if one["value"] is None} == undefined
+
+
+def test_a_perfect_caption_of_one_example_says_that_nothing_bounds_it(capsys):
+    examples = ({"index": 0, "caption": "a red two at the top"},)
+    scores, _ = Captioning(data=Memory(examples)).measure(Saying(examples, ["a red two at the top"]))  # pyright: ignore
+    assert scores["/bleu4"].value == pytest.approx(1.0) and scores["/bleu4"].low is None
+    Results(recipe="r", tasks=scores).show(Console(width=150))
+    shown = capsys.readouterr().out
+    assert "/cider: words weigh by how few" in shown and "/bleu4: no interval" in shown and "nan" not in shown
+
+
+def test_logits_that_are_not_numbers_name_no_class():
+    with pytest.raises(DataError, match="not a number"):
+        _classes(SEVEN, SEVEN.examples, np.full((7, CLASSES), np.nan))
+
+
+def test_the_judge_refuses_a_score_that_there_is_not():
+    known = replace(recipe(find=Retrieval(data=SEVEN_WORDS, length=4)), best="find/text_to_image@10")
+    network = Network(known.modules)
+    with pytest.raises(RecipeError, match="no score find/text_to_image@10: .*so small a gallery"):
+        Judge(known, network).score({}, network.init(0))
+
+
+# --- blind baselines
+
+
+class Ordered:
+    """A train split in an order that repeats, whose labels can be told without pixels (or not)."""
+
+    def __init__(self, count: int, told: bool):
+        self.count, self.read = count, 0
+        if told:
+            self.texts = self.example
+
+    def source(self, split: str):
+        return self
+
+    def example(self, index: int):
+        # Each tenth is of class 1; of the others, the first half of the split is of class 2, the rest of 3.
+        return {"label": 1 if index % 10 == 0 else 2 if index < self.count / 2.2 else 3}
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index: int):
+        self.read += 1
+        return self.example(index)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_usual_class_is_that_of_the_whole_split(told):
+    data = Ordered(100_000, told)
+    labels = [example["label"] for example in blind.training_examples(data, "label")]
+    assert blind.most_frequent(labels) == 3  # neither that of the first thousand, nor that of every tenth
+    assert (data.read, len(labels)) == ((0, blind.SAMPLE) if told else (blind.SEEN, blind.SEEN))
+
+
+def test_a_mixture_is_counted_in_all_its_parts():
+    mixture = Mixture({Ordered(2, True): 0.9, Ordered(3, True): 0.1})
+    assert [one["label"] for one in blind.training_examples(mixture, "label")] == [1, 3, 1, 2, 3]
+
+
+def test_questions_about_one_video_are_resampled_together():
+    def scored(videos):
+        examples = tuple(
+            {"index": i, "video": video, "question": "what", "answer": "yes" if i < 10 else "no"}
+            for i, video in enumerate(videos)
+        )
+        scores, _ = Answering(data=Memory(examples), length=8).measure(Saying(examples, ["yes"] * 20))  # pyright: ignore
+        return width(scores[""])
+
+    assert scored("aaaaabbbbbcccccddddd") > 1.5 * scored("abcdefghijklmnopqrst")
 
 
 def test_any_of_several_references_is_right_and_coco_drops_marks():
@@ -335,8 +450,8 @@ def test_shuffling_keeps_the_frames_and_forgets_their_order():
 
 def test_an_interval_of_a_mean_holds_it_and_narrows_with_more_examples():
     few, many = (mean_score("x", [0.0, 1.0] * count, blind=0, chance=0) for count in (10, 1000))
-    assert few.low < few.value == 0.5 < few.high
-    assert many.high - many.low < (few.high - few.low) / 5
+    low, value, high, _ = numbers(few)
+    assert low < value == 0.5 < high and width(many) < width(few) / 5
 
 
 def test_a_jackknife_of_a_mean_is_as_wide_as_its_bootstrap():
@@ -344,7 +459,7 @@ def test_a_jackknife_of_a_mean_is_as_wide_as_its_bootstrap():
     wanted = mean_score("x", values, blind=0, chance=0)
     found = corpus_score("x", lambda indices: float(values[list(indices)].mean()), 500, blind=0, chance=0)
     assert found.value == pytest.approx(wanted.value)
-    assert found.high - found.low == pytest.approx(wanted.high - wanted.low, rel=0.6)
+    assert width(found) == pytest.approx(width(wanted), rel=0.6)
 
 
 # --- the command

@@ -7,8 +7,8 @@ from random import Random
 
 import numpy as np
 import pytest
+from filming import write_video
 from PIL import Image
-from test_clips import write_video
 
 from mplug2.data.annotations import CaptionLines, QuestionLines, VideoDataInfo, read_answers
 from mplug2.data.clips import frame_indices

@@ -105,8 +105,18 @@ def _parser() -> Parser:
         help="a run directory, a bundle, or cards: shelf names, files, directories (default: the shelf)",
     )
     seen = parser.add_mutually_exclusive_group(required=True)
-    seen.add_argument("--image", metavar="FILE", action="append", help="a picture; may be repeated")
-    seen.add_argument("--video", metavar="FILE", action="append", help="a video; may be repeated")
+    seen.add_argument(
+        "--image",
+        metavar="FILE",
+        action="append",
+        help="a picture: PNG, JPEG, WebP, GIF, TIFF and others; may be repeated",
+    )
+    seen.add_argument(
+        "--video",
+        metavar="FILE",
+        action="append",
+        help="a video: mp4, mkv, webm, avi, gif and others; may be repeated",
+    )
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument("--question", metavar="TEXT", help="answer this (default: caption)")
     asked.add_argument("--classes", metavar="A,B,C", help="weigh these classes, without training on them")

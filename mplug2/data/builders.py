@@ -79,7 +79,7 @@ class _Frames(tfds.decode.Decoder):
         return self.decode_batch_example_np(serialized_example)
 
     def decode_batch_example_np(self, frames: Iterable[bytes]) -> np.ndarray:
-        return np.stack([np.asarray(Image.open(io.BytesIO(frame))) for frame in frames])
+        return np.stack([np.asarray(Image.open(io.BytesIO(frame), formats=("PNG",))) for frame in frames])
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -303,9 +303,13 @@ class _Reader:
         kind, params = equation.primitive.name, equation.params
         fresh = [_Known(object()) for _ in equation.outvars]
         if kind == "scan":
-            stacked = params["num_consts"] + params["num_carry"]
-            inner = inputs[:stacked] + [_Known(object(), it.axes and it.axes[1:]) for it in inputs[stacked:]]
-            self.read(params["jaxpr"].jaxpr, inner, times * params["length"])
+            body = params["jaxpr"].jaxpr
+            # What a loop goes over has an axis less inside. (How a scan names its parts is JAX's own affair.)
+            inner = [
+                _Known(object(), it.axes and it.axes[1:]) if own.aval.ndim < whole.aval.ndim else it
+                for it, whole, own in zip(inputs, equation.invars, body.invars, strict=True)
+            ]
+            self.read(body, inner, times * params["length"])
             return fresh
         for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
             if name in params and len(inner := getattr(params[name], "jaxpr", params[name]).invars) == len(

@@ -1,14 +1,13 @@
 """`mplug2 train RECIPE [field=value ...]`: train a recipe, or continue its run."""
 
-import argparse
-
 from mplug2 import composition, overrides, processes, recipes
+from mplug2.arguments import Parser
 from mplug2.data.stream import check_data
 from mplug2.run import default_folder
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mplug2 train",
         description="Train a recipe. The same command again continues where the run stopped, exactly.",
         epilog="example: mplug2 train image_caption.tiny steps=200 optimizer.learning_rate=3e-4",

@@ -51,11 +51,12 @@ def mend() -> None:
     """From here on JAX's entries hold their sha256 and damaged ones are replaced. Once a process."""
     from jax._src import compilation_cache as jax_cache
 
-    if all(hasattr(jax_cache, name) for name in FUNCTIONS) and not hasattr(jax_cache, "mended"):
-        mended = _Mended(*(getattr(jax_cache, name) for name in FUNCTIONS))
-        setattr(jax_cache, "mended", mended)  # noqa: B010  none of JAX's own attributes
-        for name, own in zip(FUNCTIONS, (mended.pack, mended.unpack, mended.get, mended.put), strict=True):
-            setattr(jax_cache, name, own)
+    global _mended
+    if _mended is None and all(hasattr(jax_cache, name) for name in FUNCTIONS):
+        _mended = _Mended(*(getattr(jax_cache, name) for name in FUNCTIONS))
+        own = (_mended.pack, _mended.unpack, _mended.get, _mended.put)
+        for name, function in zip(FUNCTIONS, own, strict=True):
+            setattr(jax_cache, name, function)
 
 
 class _Mended:
@@ -118,6 +119,9 @@ def _clear(paths: list[Path]) -> bool:
             with suppress(OSError):
                 path.unlink()
     return bool(there) and not any(map(os.path.lexists, there))
+
+
+_mended: _Mended | None = None
 
 
 def _folder() -> Path:

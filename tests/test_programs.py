@@ -11,6 +11,7 @@ from jax._src import compilation_cache
 
 from mplug2 import programs
 
+JAX_OWN = {name: getattr(compilation_cache, name) for name in programs.FUNCTIONS}  # no command has run yet
 OPTIONS = {
     "jax_compilation_cache_dir": None,
     "jax_compilation_cache_max_size": 1 << 30,
@@ -21,11 +22,8 @@ OPTIONS = {
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path):
     """An empty folder of programs that JAX uses in this test alone."""
-    for name in (*programs.FUNCTIONS, "mended"):  # which `mend` replaces
-        monkeypatch.setattr(compilation_cache, name, getattr(compilation_cache, name, None), raising=False)
-    monkeypatch.delattr(compilation_cache, "mended")
     before = {name: getattr(jax.config, name) for name in OPTIONS}
     for name, value in (OPTIONS | {"jax_compilation_cache_dir": str(tmp_path / "programs")}).items():
         jax.config.update(name, value)
@@ -33,13 +31,14 @@ def folder(tmp_path, monkeypatch):
     yield tmp_path / "programs"
     for name, value in before.items():
         jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    fresh_process()
 
 
 def fresh_process() -> None:
     compilation_cache.reset_cache()
-    if hasattr(compilation_cache, "mended"):
-        delattr(compilation_cache, "mended")
+    for name, own in JAX_OWN.items():
+        setattr(compilation_cache, name, own)
+    programs._mended = None
     programs.mend()
 
 
@@ -131,7 +130,6 @@ def test_a_full_disk_leaves_no_half_program(folder, capsys, monkeypatch):
         (folder / f"{key}-cache").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(compilation_cache, "put_executable_and_time", None)
     mended = programs._Mended(lambda x: x, lambda x: x, lambda *_: (None, None), full)
     for key in ("a", "b"):
         mended.put(key)

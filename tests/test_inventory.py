@@ -41,7 +41,7 @@ def rewritten(root: Path) -> None:
     [
         (
             lambda root: lines(root, "one", "two"),
-            "train.jsonl has another content; it has 2 examples, and had 4",
+            "has another content; it has 2 examples, and had 4",
         ),
         (lambda root: lines(root, "one", "two", "thre", "four"), "train.jsonl has another content"),
         (

@@ -1,5 +1,5 @@
-"""A recipe of the zoo is JSON and back, whole; what a stranger writes there runs nothing and is refused by its
-field."""
+"""A recipe of the zoo is JSON and back, whole; what a stranger writes there runs nothing and is refused by
+its field."""
 
 import json
 
@@ -39,6 +39,7 @@ def test_what_only_its_own_code_can_make_is_not_written():
         (lambda told: told["optimizer"].update(rate=1), "optimizer.rate: AdamW has no such field"),
         (lambda told: told.update(steps="ten"), "steps is 'ten', expected a whole number"),
         (lambda told: told.update(objectives={"pairs": [1]}), "objectives.pairs: expected pairs"),
+        (lambda told: told.update(objectives={"pairs": [[{}, 1]]}), "objectives.pairs: unhashable"),
         (lambda told: told.clear(), "expected a Recipe, got a dict"),
     ],
 )

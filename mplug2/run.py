@@ -42,6 +42,8 @@ from mplug2.source import Sources
 DEFAULT_FOLDER = Path("runs")
 FILE = "run.json"
 KEPT = "recipe"
+SESSIONS = 500
+"""So many are remembered: the first, and the newest others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +159,10 @@ def open_run(
     with _writable(path):
         path.mkdir(parents=True, exist_ok=True)
         run = _with_files(run, recipe, sources)
-        run = dataclasses.replace(run, sessions=(*run.sessions, _session()))
+        sessions = (*run.sessions, _session())
+        if len(sessions) > SESSIONS:
+            sessions = (sessions[0], *sessions[1 - SESSIONS :])
+        run = dataclasses.replace(run, sessions=sessions)
         run.write()
     return run
 

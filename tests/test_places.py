@@ -11,6 +11,7 @@ from mplug2.data.annotations import CaptionLines
 from mplug2.data.stream import Mixture
 from mplug2.data.tokens import SentencePiece
 from mplug2.data.videos import Videos
+from mplug2.errors import RecipeError
 from mplug2.overrides import apply
 from mplug2.recipe import Objective, Recipe
 from mplug2.settings import differences, fingerprint, settings
@@ -108,6 +109,23 @@ def test_an_array_in_a_data_object_decides_by_its_content():
     assert fingerprint(holding([1, 2])) == fingerprint(holding([1, 2])) != fingerprint(holding([1, 3]))
     assert differences(settings(holding([1, 2])), holding([1, 3])) == ["objectives.o0.data.rows"]
     assert len(holding([1, 2], [1, 2]).feeds) == 2  # arrays have no one answer to ==
+
+
+def test_what_would_fill_pages_is_told_by_its_hash():
+    recipe, told = recipes.find("image_classify.tiny"), []
+    (name,) = recipe.objectives
+    for value in (list(range(5000)), {n: n for n in range(5000)}, "x" * 5000, {"y" * n for n in range(200)}):
+        holding = dataclasses.replace(recipe.objectives[name], data=Own(Path("ds"), view=value))
+        told.append(settings(dataclasses.replace(recipe, objectives={name: holding})))
+    assert all(len(str(one)) < 10_000 for one in told)
+
+
+def test_an_object_that_holds_itself_is_refused():
+    recipe, loop = recipes.find("image_classify.tiny"), Table(np.zeros(1))
+    object.__setattr__(loop, "rows", loop)
+    objective = Objective(task=recipe.objectives["image_classify"].task, data=loop, batch=2)
+    with pytest.raises(RecipeError, match="image_classify.tiny holds an object that holds itself"):
+        settings(dataclasses.replace(recipe, objectives={"a": objective}))
 
 
 def test_a_field_that_an_older_version_did_not_know_has_its_default():

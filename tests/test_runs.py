@@ -240,7 +240,7 @@ def test_where_the_zoo_has_changed_since_the_runs_own_network_is_used_and_the_fi
 
 
 def data(examples: int = 4, sha256: str = "aa") -> dict[str, tuple[Inventory, ...]]:
-    return {"classify": (Inventory(examples=examples, annotations={"train.jsonl": sha256}),)}
+    return {"classify": (Inventory(examples=examples, annotations={"train.jsonl": sha256}, bytes=10**13),)}
 
 
 def test_data_that_changed_is_refused_unless_that_is_wanted(tmp_path):
@@ -253,6 +253,12 @@ def test_data_that_changed_is_refused_unless_that_is_wanted(tmp_path):
     assert len(read_run(tmp_path).sessions) == 2
     assert "other data" in open_run(tmp_path, toy(), data=data(2, "bb"), changed_data=True).notes[0]
     assert open_run(tmp_path, toy(), data=data(2, "bb")).notes == ()
+
+
+def test_a_run_that_was_started_a_thousand_times_still_opens(tmp_path):
+    run = open_run(tmp_path, toy())
+    dataclasses.replace(run, sessions=run.sessions * 500).write()
+    assert len(open_run(tmp_path, toy()).sessions) == len(read_run(tmp_path).sessions) == 500
 
 
 def test_data_at_another_place_continues_and_the_place_is_said(tmp_path, monkeypatch):

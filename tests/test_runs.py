@@ -13,7 +13,7 @@ from recipe_files import MINE, write
 from toy import toy
 
 from mplug2 import files, places, recipes
-from mplug2.data.inventory import Inventory
+from mplug2.data.inventory import Inventory, inventories
 from mplug2.data.tokens import SentencePiece
 from mplug2.errors import CheckpointError, DataError, RecipeError
 from mplug2.hub import lock
@@ -40,7 +40,8 @@ def begun(folder: Path, name: str, *changes: str) -> Path:
     """A run as training begins it, before anything is compiled."""
     recipe, sources = recipes.found(name)
     recipe = apply(recipe, changes)
-    run = open_run(folder / "run", recipe, name, changes, sources=sources)
+    data = inventories(recipe.feeds)
+    run = open_run(folder / "run", recipe, name, changes, sources=sources, data=data)
     lock.of(places.fixed(recipe), name, changes).write(run.path / lock.FILE)
     (run.path / "metrics.jsonl").write_text("{}\n")  # it has logged a step
     return run.path
@@ -253,6 +254,16 @@ def test_data_that_changed_is_refused_unless_that_is_wanted(tmp_path):
     assert len(read_run(tmp_path).sessions) == 2
     assert "other data" in open_run(tmp_path, toy(), data=data(2, "bb"), changed_data=True).notes[0]
     assert open_run(tmp_path, toy(), data=data(2, "bb")).notes == ()
+
+
+def test_train_refuses_to_go_on_with_other_data(run, tmp_path, capsys):
+    lazily = tmp_path / "src" / "lazily.py"
+    lazily.write_text(lazily.read_text().replace("40 * index", "41 * index"))
+    words = ["train", f"{tmp_path / 'src' / 'mine.py'}:mine", "seed=3", "--run-dir", str(run)]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "the data of bright is not what this run was trained on: of 6 examples some have another" in said
+    assert len(read_run(run).sessions) == 1
 
 
 def test_a_run_that_was_started_a_thousand_times_still_opens(tmp_path):

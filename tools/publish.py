@@ -100,12 +100,14 @@ def publish(
 
 
 def read_scores(path: str) -> dict[str, Score]:
-    """What `mplug2 eval --out` wrote -> scores for cards. Raises CardError if it is something else."""
+    """What `mplug2 eval --out` wrote -> scores for cards, those with an interval. Raises CardError if it is
+    something else."""
     try:
         tasks = json.loads(Path(path).read_text())["tasks"]
         return {
             name: Score(**{key: one[key] for key in ("metric", "value", "low", "high", "n")})
             for name, one in tasks.items()
+            if one["low"] is not None
         }
     except OSError as error:
         raise CardError(f"{path}: cannot be read ({error.strerror})") from None

@@ -4,6 +4,7 @@ a run by what it holds."""
 from pathlib import Path
 
 from mplug2 import composition, overrides, processes, recipes
+from mplug2.arguments import Parser
 from mplug2.data.stream import check_data
 from mplug2.errors import RecipeError
 from mplug2.recipe import Recipe

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from rich.console import Console
 
 from mplug2 import blind
 from mplug2.caption_scores import CocoWords, PlainWords
+from mplug2.console import Console
 from mplug2.data import grammar
 from mplug2.data.handwriting import Handwriting
 from mplug2.data.pixels import Preprocessing

@@ -1,8 +1,7 @@
 import io
 import json
 
-from rich.console import Console
-
+from mplug2.console import Console
 from mplug2.logbook import Logbook, clock, read_metrics
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mplug2 import overrides, recipes
 from mplug2.arguments import Parser
 from mplug2.card_wording import wording_of
 from mplug2.errors import DataError
 from mplug2.hub import bundle
 from mplug2.predict import Predictor
-from mplug2.run import read_run
+from mplug2.recipes import runs
+from mplug2.run import is_run, read_run
 from mplug2.screen import note, printable
 from mplug2.trained import restore
 
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
     for path in paths:  # before a network is opened
         if not os.path.exists(path):
             raise DataError(f"there is no file {path}")
-    predictor = open_predictor(arguments.source)
+    predictor = open_predictor(arguments.source, trusted=arguments.trust)
     read = predictor.image if arguments.image else predictor.video
     clips = np.concatenate([read(path) for path in paths])  # all, before anything is said
     for text in [question or "", *classes]:
@@ -61,12 +61,12 @@ def _likeliest(classes: list[str], shares: np.ndarray) -> dict[str, float]:
     return dict(sorted(said, key=lambda item: -item[1]))
 
 
-def open_predictor(source: list[str]) -> Predictor:
+def open_predictor(source: list[str], *, trusted: bool = False) -> Predictor:
     """Of a run directory, of a bundle, or of cards: shelf names, families, files, directories; nothing is the
     shelf's default."""
-    if len(source) == 1 and (Path(source[0]) / "run.json").is_file():
+    if len(source) == 1 and is_run(source[0]):
         run = read_run(source[0])
-        recipe = overrides.apply(recipes.find(run.recipe), run.overrides)
+        recipe = runs.recipe_of(run, trusted=trusted)
         _, network, params = restore(run, recipe)
         return Predictor(
             network,
@@ -121,4 +121,5 @@ def _parser() -> Parser:
     asked.add_argument("--question", metavar="TEXT", help="answer this (default: caption)")
     asked.add_argument("--classes", metavar="A,B,C", help="weigh these classes, without training on them")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line and file")
+    runs.add_option(parser)
     return parser

@@ -3,7 +3,7 @@
 JAX ends a process whose number another one has with a stack trace, and believes whatever number of processes
 each was told. So process 0 first listens at the coordinator's address itself: every other process sends a
 JSON line `{"process", "processes"}`, and when all have come each is sent `{"refused": sentence}`, empty where
-they belong together. """
+they belong together."""
 
 import contextlib
 import json

@@ -295,8 +295,8 @@ class WordEmbedding(nnx.Module):
         execution: Execution,
     ):
         self.words = parameter(normal(), (vocabulary, width), ("vocab", "embed"), rngs)
-        self.positions = parameter(normal(), (positions, width), (None, "embed"), rngs)
-        self.types = parameter(normal(), (2, width), (None, "embed"), rngs)
+        self.positions = parameter(normal(), (positions, width), ("places", "embed"), rngs)
+        self.types = parameter(normal(), (2, width), ("places", "embed"), rngs)
         self.norm = Norm(width, epsilon=PostNormLayer.EPSILON, rngs=rngs)
         self.dropout, self.dtype = dropout, execution.dtype
 

@@ -43,7 +43,7 @@ class Prompt(Form):
 
     def begin(self, base: Mapping[Path, Leaf]) -> dict[Path, Leaf]:
         width = next(leaf.shape[leaf.axes.index("embed")] for leaf in base.values() if "embed" in leaf.axes)
-        return {TOKENS: Leaf((self.length, width), (None, "embed"), normal())}
+        return {TOKENS: Leaf((self.length, width), ("places", "embed"), normal())}
 
     def around(self, module: Any, delta: Arrays) -> Any:
         return _PROMPTED[type(module.config)](module, delta[TOKENS])

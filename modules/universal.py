@@ -52,7 +52,7 @@ class Universal(nnx.Module):
             rngs=rngs,
             execution=execution,
         )
-        self.latents = parameter(normal(1.0), (config.latents, config.width), (None, "embed"), rngs)
+        self.latents = parameter(normal(1.0), (config.latents, config.width), ("places", "embed"), rngs)
         self.vision_norm = Norm(config.width, epsilon=PostNormLayer.EPSILON, rngs=rngs)
         self.config = config
 

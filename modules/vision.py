@@ -260,7 +260,7 @@ class Vision(nnx.Module):
         self.stem = config.stem.build(config.width, rngs=rngs)
         self.class_token = parameter(normal(config.width**-0.5), (config.width,), ("norm",), rngs)
         # Louder than CLIP's, which small pictures' noise drowns: empty places are told apart from the first.
-        self.positions = parameter(normal(0.5), (1 + height * width, config.width), (None, "embed"), rngs)
+        self.positions = parameter(normal(0.5), (1 + height * width, config.width), ("places", "embed"), rngs)
         self.input_norm = config.blocks.input_norm(config.width, rngs=rngs)
         self.blocks = Stack(
             lambda rngs: Block(config, rngs=rngs, execution=execution),

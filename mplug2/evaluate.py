@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
-from rich.console import Console
 from rich.progress import Progress
 
 from mplug2 import processes
+from mplug2.console import Console
 from mplug2.data.tokens import Tokenizer
 from mplug2.errors import RecipeError, nearest
 from mplug2.evaluations import (
@@ -24,6 +24,7 @@ from mplug2.evaluations import (
     Classification,
     Completion,
     Evaluation,
+    Matching,
     Retrieval,
     TextClassification,
     ZeroShot,
@@ -39,6 +40,7 @@ __all__ = [
     "Classification",
     "Completion",
     "Evaluation",
+    "Matching",
     "Results",
     "Retrieval",
     "Score",

@@ -5,7 +5,7 @@ Each runs one compiled function over a split (mplug2.inference) and compares wit
 - `blind` is measured from training data, never from the model (mplug2.blind): the most frequent training
   answer to the very same question text, else to its type; the most frequent training caption, scored by the
   same metric; the most frequent class. Of a text "description . question" it reads the question alone. For
-  retrieval, a constant ranking, which is chance.
+  retrieval, a constant ranking, which is chance; so for matching, by the choice of pairs.
 - `chance` is exact by construction: one over the number of classes, or of possible answers to such a question
   (from the grammar), k over the gallery. For captions, what training captions drawn at random score.
 
@@ -30,12 +30,14 @@ from mplug2.inference import (
     captions,
     class_vectors,
     completions,
+    matches,
     text_classes,
     text_vectors,
     vision_classes,
     vision_vectors,
 )
 from mplug2.metrics import Metric, exact_match, recall_at_k
+from mplug2.pairs import Pairs
 from mplug2.ranking import AnswerList
 from mplug2.scores import Score, mean_score, no_score
 
@@ -188,6 +190,39 @@ def _chance_of_hit(right: int, gallery: int, k: int) -> float:
     for drawn in range(min(k, gallery)):
         missed *= max(0, gallery - right - drawn) / (gallery - drawn)
     return 1 - missed
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Matching
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matching:
+    """Accuracy of `matching`, "do they belong together?", on `clips`, `caption`: of every clip with its own
+    caption and with a near one that is another clip's and does not hold of it.
+
+    Every caption comes once with its own clip and once with another's, so that whoever reads captions alone,
+    or sees clips alone, is right in exactly half of the pairs: `blind` and `chance`. `length`: ids a caption
+    is cut or padded to. The value of an example is the share of its two pairs that were told right.
+    """
+
+    data: Any
+    length: int
+    batch: int = 100
+    outputs = (matches,)
+
+    def measure(self, inference: Inference) -> Measured:
+        pairs = Pairs(inference.places(self.data))
+        lengths = {"text": self.length, "other": self.length}
+        examples, belongs = inference.over(pairs, lengths, self.batch, matches)
+        correct = (belongs > 0.5) == [True, False]
+        lines = []
+        for place, (name, truth) in enumerate((("text", "yes"), ("other", "no"))):
+            said = np.where(belongs[:, place] > 0.5, "yes", "no").tolist()
+            of_pair = _predictions(examples, [truth] * len(examples), said, correct[:, place])
+            lines += [line | {"text": one[name]} for line, one in zip(of_pair, examples, strict=True)]
+        score = mean_score("accuracy", correct.mean(1), blind=0.5, chance=0.5)
+        return Measured({"": score}, lines)
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-"""What training minimises: pure functions of logits and targets, computed in float32 whatever the logits'
-type."""
+"""What training minimises: pure functions of logits and targets, computed in float32 at least, whatever the
+logits' type."""
 
 from collections.abc import Callable
 
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from mplug2 import sharding
+from mplug2.accumulation import everywhere
 from mplug2.roles import PAD, Array, sum_dtype
 
 CHUNK = 1 << 24
@@ -29,13 +30,15 @@ def word_losses(logits: Array, targets: Array) -> tuple[Array, Array]:
 
 
 def word_loss(logits: Array, targets: Array) -> Array:
-    """The mean over all words of the batch that count."""
+    """The mean over all words of the batch that count, of a part of a batch its share of that."""
     return mean_of_words(*word_losses(logits, targets))
 
 
 def mean_of_words(losses: Array, counted: Array) -> Array:
-    """Of `B S` each, as `word_losses` gives them."""
-    return losses.sum() / jnp.maximum(counted.sum(), 1.0)
+    """The sum of losses over the number of those that are counted (1) and not left out (0), of `B S` each, as
+    `word_losses` gives them, or of other shapes. The number is that of the whole batch, also in a part."""
+    counts = everywhere(counted.sum()[None])
+    return losses.sum() * len(counts) / jnp.maximum(counts.sum(), 1.0)
 
 
 def predicted_losses(

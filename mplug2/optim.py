@@ -14,24 +14,22 @@ import optax
 from mplug2.recipe import AdamW, OfficialAdamW
 from mplug2.roles import Array
 
-TABLES_KEPT = frozenset({"positions", "types", "latents"})
-"""Matrices that are not decayed: their rows are learned tokens or places, not weights of a product."""
-
 
 def decayed(axes: Mapping[str, Any]) -> dict[str, Any]:
     """Which parameters weight decay pulls to zero: `Network.axes` -> the same tree with a bool for every
     parameter.
 
     Kernels and word tables are. Not so what has at most one axis beside `layers` (norms, biases, the class
-    token, the temperature) and the TABLES_KEPT.
+    token, the temperature), and tables of `places`, whose rows are learned tokens or places and no weights of
+    a product (positions, types, latents, prompts). The axes alone decide, whatever a parameter is called.
     """
 
-    def decays(name: str, value: Any) -> Any:
+    def decays(value: Any) -> Any:
         if isinstance(value, Mapping):
             return decayed(value)
-        return name not in TABLES_KEPT and sum(axis != "layers" for axis in value) >= 2
+        return "places" not in value and sum(axis != "layers" for axis in value) >= 2
 
-    return {name: decays(name, value) for name, value in axes.items()}
+    return {name: decays(value) for name, value in axes.items()}
 
 
 _BERT = frozenset({"embedding", "layers", "predictor"})

@@ -34,9 +34,12 @@ RULES: dict[str | None, tuple[str, ...]] = {
     "vocab": ("tensor",),
     "norm": (),
     "layers": (),
+    "places": (),
     None: (),
 }
-"""Of two dimensions that follow one mesh axis (frames and their tokens), the first that divides has it."""
+"""Of two dimensions that follow one mesh axis (frames and their tokens), the first that divides has it.
+`places`: the rows of a table of learned tokens or places (positions, latents, prompts), which no product
+sums over."""
 
 PADDED = frozenset({"batch", "tokens", "vocab"})
 """Dimensions of activations that the compiler pads to what the devices can share."""

@@ -6,13 +6,14 @@ last line of the log) and `bad` (the first step whose numbers were not finite, w
 those that are adapted by a delta, are an argument, never differentiated.
 
 Batches are by feed (`Recipe.feeds`). Every objective's loss is computed in every step; what is minimised is
-their sum by weight. With accumulation, a batch is cut into `accumulate` parts whose gradients are averaged (a
-contrastive loss then sees only its part as negatives, and a mean over words is one of its part's words).
+their sum by weight. With accumulation, a batch is cut into `accumulate` parts, computed one after the other;
+loss and gradient are those of the undivided batch (mplug2.accumulation). What only the whole batch can tell
+(how many words it has; for contrast and matching, what all its texts and clips look like) is found before.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ import optax
 from einops import rearrange
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from mplug2 import kernels, optim, processes, sharding
+from mplug2 import accumulation, kernels, optim, processes, sharding
 from mplug2.errors import RecipeError
 from mplug2.network import Network, Parameters, select
 from mplug2.recipe import Recipe
@@ -261,7 +262,7 @@ class Trainer:
     def gradients(
         self, params: Parameters, frozen: Parameters, batches: Batches, key: Array | None
     ) -> tuple[tuple[Array, dict[str, Array]], Parameters]:
-        """((sum, losses), gradient of the sum): of the whole batch, or averaged over its parts."""
+        """((sum, losses), gradient of the sum) of the whole batch, computed in parts or not."""
         with sharding.on(self.mesh):
             return self._gradients(params, frozen, batches, key)
 
@@ -273,15 +274,23 @@ class Trainer:
         if parts == 1:
             return differentiate(params, frozen, batches, key)
 
-        def one_part(sums: Any, part: Any) -> tuple[Any, None]:
+        def of_part(function: Callable, params: Parameters, frozen: Parameters, key: Any, *part: Any) -> Any:
             index, batch = part
-            part_key = None if key is None else jax.random.fold_in(key, index)
-            return jax.tree.map(jnp.add, sums, differentiate(params, frozen, batch, part_key)), None
+            return function(params, frozen, batch, None if key is None else jax.random.fold_in(key, index))
 
         # Every device keeps examples of its own in every part: example i goes to part i modulo `parts`.
         split = jax.tree.map(lambda array: rearrange(array, "(b a) ... -> a b ...", a=parts), dict(batches))
-        first = jax.tree.map(lambda array: array[0], split)
-        shapes = jax.eval_shape(differentiate, params, frozen, first, key)
+        known = accumulation.found(partial(of_part, self.loss), parts, split, params, frozen, key)
+        # No collective of the parts begins before these have ended: on CPUs they would mix.
+        split, known = jax.lax.optimization_barrier((split, known))
+
+        def one_part(sums: Any, part: Any) -> tuple[Any, None]:
+            index, batch = part
+            with accumulation.part_of(parts, index, known):
+                its = of_part(differentiate, params, frozen, key, index, batch)
+            return jax.tree.map(jnp.add, sums, its), None
+
+        shapes = jax.eval_shape(differentiate, params, frozen, batches, key)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         sums, _ = jax.lax.scan(one_part, zeros, (jnp.arange(parts), split))
         return jax.tree.map(lambda total: total / parts, sums)

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from rich.console import Console
 
 from mplug2 import blind
 from mplug2.caption_scores import CocoWords, PlainWords
+from mplug2.console import Console
 from mplug2.data import grammar
 from mplug2.data.handwriting import Handwriting
 from mplug2.data.pixels import Preprocessing
@@ -29,6 +29,7 @@ from mplug2.evaluate import (
     Captioning,
     Classification,
     Completion,
+    Matching,
     Retrieval,
     ZeroShot,
     evaluate,
@@ -38,6 +39,7 @@ from mplug2.inference import Compiled, Inference
 from mplug2.judge import Judge
 from mplug2.metrics import equal_strings, exact_match, vqa_accuracy
 from mplug2.network import Network
+from mplug2.pairs import Pairs
 from mplug2.recipe import Recipe
 from mplug2.scores import Results, Score, corpus_score, mean_score
 from mplug2.tools import evaluate as tool
@@ -100,6 +102,20 @@ class OnCircle(nnx.Module):
     vision = text = _turn
 
 
+class Gazing(nnx.Module):
+    """Fusion: text tokens, and beside each the first pixel of the clip."""
+
+    def __call__(self, vision, text, mask, *, key=None):
+        return vision, jnp.concatenate([text, jnp.broadcast_to(vision[:, :1, :1], text.shape)], -1)
+
+
+class Equal(nnx.Module):
+    """Matching: they belong together where the first word is the pixel."""
+
+    def __call__(self, tokens, *, key=None):
+        return jax.nn.one_hot((tokens[:, 0, 0] == tokens[:, 0, 1]).astype(int), 2)
+
+
 @dataclass(frozen=True)
 class Memory:
     """A data set whose splits are all these examples."""
@@ -121,6 +137,8 @@ def recipe(**evaluations) -> Recipe:
         "text": Piece(Ids),
         "vision_classifier": Piece(Exact),
         "contrastive": Piece(OnCircle),
+        "fusion": Piece(Gazing),
+        "matching": Piece(Equal),
     }
     return Recipe(
         name="known", modules=modules, objectives={}, evaluations=evaluations, preprocessing=IDENTITY
@@ -227,6 +245,61 @@ def test_retrieval_counts_both_ways_and_states_its_gallery():
     assert (first.value, first.chance, first.blind, first.metric) == (0.5, 0.25, 0.25, "R@1 of 4")
     assert tasks["find/video_to_text@5"].value is None  # of four, any ranking finds it
     assert "so small a gallery" in tasks["find/video_to_text@5"].why
+
+
+# --- matching
+
+
+@dataclass(frozen=True)
+class Told(Memory):
+    """Memory that knows which captions hold of which clips: those of the same first letter."""
+
+    def source(self, split: str):
+        return self
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int):
+        return self.examples[index]
+
+    def fits(self, index: int):
+        first = self.examples[index]["caption"][0]
+        return {one["caption"] for one in self.examples if one["caption"][0] == first}
+
+
+def words_of(*words: str, mistaken: tuple[int, ...] = ()) -> tuple:
+    ids = [int(SentencePiece().encode(word, 4)[1]) for word in words]
+    pixels = [199 if place in mistaken else pixel for place, pixel in enumerate(ids)]
+    return tuple({"index": i, "clips": clip(pixel), "caption": words[i]} for i, pixel in enumerate(pixels))
+
+
+def test_matching_is_measured_on_true_and_near_false_pairs(tmp_path):
+    examples = words_of("red", "two", "left", "nine", "red", mistaken=(3,))
+    matching = Matching(data=Memory(examples), length=4, batch=2)
+    told = measured({"match": matching}, predictions=tmp_path).tasks["match"]
+    assert (told.value, told.blind, told.chance, told.n) == (0.9, 0.5, 0.5, 5)  # of "nine" the true pair
+    lines = [json.loads(line) for line in (tmp_path / "match.jsonl").read_text().splitlines()]
+    assert len(lines) == 10 and [line["index"] for line in lines if not line["correct"]] == [3]
+    assert sorted(line["text"] for line in lines[:5]) == sorted(line["text"] for line in lines[5:])
+    assert all(line["text"] != examples[line["index"]]["caption"] for line in lines[5:])
+
+
+def test_a_false_pair_begins_like_the_true_one_and_is_false():
+    words = ("a red two", "a red one", "a blue one", "a red two")
+    plain = Memory(words_of(*words))
+    others = [Pairs([(plain.examples, place) for place in range(4)])[place]["other"] for place in range(4)]
+    assert sorted(others) == sorted(words) and others[1] == "a red two" and others[0] != "a red two"
+    told = Told(words_of("nine", "two", "no", "then", "red"))  # of one letter: they hold of each other's
+    others = [Pairs([(told, place) for place in range(5)])[place]["other"] for place in range(5)]
+    assert all(other[0] != one["caption"][0] for other, one in zip(others, told.examples, strict=True))
+
+
+@pytest.mark.parametrize("words", [("red",), ("red", "red"), ("red", "red", "two")])
+def test_captions_that_cannot_be_told_apart_are_no_pairs(words):
+    places = [(words_of(*words), place) for place in range(len(words))]
+    with pytest.raises(DataError, match='captions hold of the clip of "red"'):
+        Pairs(places)
 
 
 # --- answers and captions, with what the model says given

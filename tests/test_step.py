@@ -1,5 +1,6 @@
 """The training step, on a toy."""
 
+import functools
 from typing import Any
 
 import jax
@@ -7,14 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import standins
 from exact import RTOL, assert_equal, in_float64
+from fresh import compiled
 from toy import Numbers, batch, same, toy, trainer
 
+from mplug2 import tasks
 from mplug2.errors import RecipeError
+from mplug2.network import Network
 from mplug2.recipe import AdamW
 from mplug2.roles import Execution
 from mplug2.sharding import Mesh
-from mplug2.step import averaged
+from mplug2.step import Trainer, averaged
 
 
 def test_a_recipe_that_freezes_everything_is_refused():
@@ -55,6 +60,26 @@ def test_a_batch_or_a_mesh_that_devices_cannot_share_is_refused():
         trainer(toy(accumulate=4, mesh=Mesh(data=2, fsdp=2)))
     with pytest.raises(RecipeError, match="an axis has at least 1 device"):
         trainer(toy(mesh=Mesh(data=0)))
+
+
+@pytest.mark.devices(8)
+def test_parts_of_a_batch_that_devices_share_learn_what_the_whole_does_on_one():
+    """The same batch, in parts and not, of one device and of four: losses and gradients in float64."""
+    draw = np.random.default_rng(0)
+    ids = draw.integers(5, 12, (16, 7), np.int32) * (np.arange(7) < draw.integers(2, 8, (16, 1)))
+    clips = draw.integers(0, 255, (16, 1, 2, 2, 3), np.uint8)
+    told = []
+    with jax.enable_x64(True):
+        for parts, mesh in ((1, Mesh()), (2, Mesh(data=2, fsdp=2))):
+            learned = {"caption": tasks.caption, "contrast": tasks.contrast, "match": tasks.match}
+            asked = standins.recipe(16, learned, accumulate=parts, mesh=mesh)
+            made = Trainer(asked, Network(asked.parts))
+            params = jax.tree.map(lambda array: array.astype(jnp.float64), made.network.init(0))
+            fields = {"clips": clips, "caption": ids, "text": ids[:, ::-1]}
+            batches = {"caption": {name: made.place_batch(array) for name, array in fields.items()}}
+            compute = compiled(functools.partial(made.gradients, key=None))
+            told.append(jax.device_get(compute(made.begin(params)["params"], {}, batches)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), *told)
 
 
 @pytest.mark.devices(8)

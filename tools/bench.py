@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mplug2.arguments import Parser, at_least
+
 if TYPE_CHECKING:
     from mplug2.benchmark import StepReport
     from mplug2.benchmark_generate import GenerateReport
@@ -34,9 +36,7 @@ WORDS = 20
 def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # compiling is measured too
-    parser = argparse.ArgumentParser(
-        prog="mplug2 bench", description="Measure this machine at the zoo's work."
-    )
+    parser = Parser(prog="mplug2 bench", description="Measure this machine at the zoo's work.")
     subjects = parser.add_subparsers(metavar="SUBJECT", required=True)
     step = subjects.add_parser(
         "step", help="a train step: time, memory, share of the matmul peak", description=__doc__
@@ -65,8 +65,8 @@ def main(argv: list[str] | None = None) -> int:
         "random weights (4 frames, 224 px): the work that the official code was timed on.",
     )
     generate.add_argument("--batch", type=int, nargs="+", default=[1, 4, 8], help="default: 1 4 8")
-    generate.add_argument("--beams", type=int, default=5, help="default: 5")
-    generate.add_argument("--tokens", type=int, default=WORDS, help=f"default: {WORDS}")
+    generate.add_argument("--beams", type=at_least(1), default=5, help="default: 5")
+    generate.add_argument("--tokens", type=at_least(1), default=WORDS, help=f"default: {WORDS}")
     generate.add_argument("--size", choices=("tiny", "small", "base", "large"), default="base")
     generate.add_argument("--steps", type=int, default=5, metavar="N", help="timed captions (default: 5)")
     generate.set_defaults(measure=measure_generate)
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
 # The process: both must be settled before JAX starts
 
 
-def keep_to_threads(parser: argparse.ArgumentParser, count: int) -> None:
+def keep_to_threads(parser: Parser, count: int) -> None:
     """XLA starts as many threads as there are CPUs that its process may use."""
     if not hasattr(os, "sched_setaffinity"):
         parser.error("--threads needs Linux")
@@ -212,8 +212,9 @@ def own_batches(recipe: "Recipe") -> Batches:
 
 
 def show(recipe: "Recipe", report: "StepReport") -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from mplug2.console import console
 
     times, execution = report.times, recipe.execution
     low, high = times.quartiles
@@ -255,7 +256,7 @@ def show(recipe: "Recipe", report: "StepReport") -> None:
     rows["loss"] = f"{report.losses[0]:.3f}, then {report.losses[1]:.3f} after {len(times.wall)} steps more"
     for name, value in rows.items():
         table.add_row(name, value)
-    Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
+    console().print(table)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -296,10 +297,10 @@ def measure_generate(asked: argparse.Namespace) -> int:
 
 
 def show_generated(asked: argparse.Namespace, reports: "list[GenerateReport]", speed: float) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from mplug2 import benchmark
+    from mplug2.console import console
 
     table = Table(
         title=f"bench generate: {asked.size}, beam {asked.beams}, {asked.tokens} tokens, "
@@ -320,9 +321,8 @@ def show_generated(asked: argparse.Namespace, reports: "list[GenerateReport]", s
             f"{report.rate / speed:.0%} ({report.rate / 1e9:.1f} GB/s)",
             f"{report.compile:.0f} s",
         )
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    console.print(table)
-    console.print(f"resident memory at most {max(report.resident for report in reports) / 1e9:.2f} GB")
+    console().print(table)
+    console().print(f"resident memory at most {max(report.resident for report in reports) / 1e9:.2f} GB")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -333,10 +333,10 @@ def measure_load(asked: argparse.Namespace) -> int:
     import tempfile
     from pathlib import Path
 
-    from rich.console import Console
     from rich.table import Table
 
     from mplug2 import benchmark_load
+    from mplug2.console import console
 
     with tempfile.TemporaryDirectory(prefix="mplug2-") as folder:
         report = benchmark_load.measure_load(Path(folder), asked.megabytes * 1_000_000, asked.steps)
@@ -359,5 +359,5 @@ def measure_load(asked: argparse.Namespace) -> int:
             middle = float(np.median(seconds))
             said = f"{middle:.3f} s ({min(seconds):.3f} to {max(seconds):.3f})"
             table.add_row(name, "", said, f"{report.bytes / middle / 1e9:.2f}", "")
-    Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
+    console().print(table)
     return 0

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
-from rich.console import Console
 
 from mplug2 import hub, overrides, processes, recipes, sharding
+from mplug2.arguments import Parser
+from mplug2.console import Console
 from mplug2.data.pixels import Preprocessing
 from mplug2.data.tokens import Tokenizer
 from mplug2.errors import RecipeError, nearest
@@ -19,7 +20,8 @@ from mplug2.kernels import available
 from mplug2.network import Network, Parameters, parts_of
 from mplug2.predict import preprocessing_of
 from mplug2.recipe import Recipe
-from mplug2.run import read_run
+from mplug2.recipes import runs
+from mplug2.run import is_run, read_run
 from mplug2.trained import restore
 
 SPLITS = ("test", "validation")
@@ -44,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate(asked: argparse.Namespace, source: str, changes: list[str]) -> None:
-    recipe, network, params, tokenizer = opened(source, changes, asked.recipe)
+    recipe, network, params, tokenizer = opened(source, changes, asked.recipe, trusted=asked.trust)
 
     from mplug2.evaluate import evaluate  # after the arguments are known to be right
 
@@ -72,7 +74,7 @@ def _evaluate(asked: argparse.Namespace, source: str, changes: list[str]) -> Non
 
 
 def opened(
-    source: str, changes: list[str], named: str | None = None
+    source: str, changes: list[str], named: str | None = None, *, trusted: bool = False
 ) -> tuple[Recipe, Network, Parameters, Tokenizer]:
     """What is evaluated: a run directory's newest weights, a bundle by its own recipe (or the one `named`), a
     recipe with the cards it names and the shelf's, or one card (a directory of cards, a family of the shelf)
@@ -85,9 +87,9 @@ def opened(
         return _of_bundle(bundle.load(path), changes, named)
     if named is not None:
         raise RecipeError(f"--recipe {named} is for a bundle, which {source} is not")
-    if (path / "run.json").is_file():
+    if is_run(path):
         run = read_run(path)
-        recipe = overrides.apply(recipes.find(run.recipe), (*run.overrides, *changes))
+        recipe = runs.recipe_of(run, changes, trusted=trusted)
         _, network, params = restore(run, recipe)
         return recipe, network, params, recipe.tokenizer
     families = {name.rpartition("-")[2] for name in hub.shelf()}
@@ -175,8 +177,8 @@ def _fitting(source: str, stated: Preprocessing, recipe: Recipe) -> Preprocessin
     return stated
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="mplug2 eval",
         description="Score a run, a recipe on the shipped modules, or cards, with 95% intervals, and blind "
         "baselines beside every score. Never choose anything by the test split (a checkpoint, a length, a "
@@ -202,5 +204,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--predictions", type=Path, metavar="DIR", help="write what was said, one JSONL file each"
     )
+    runs.add_option(parser)
     processes.add_options(parser)
     return parser

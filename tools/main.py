@@ -1,18 +1,17 @@
 """`mplug2 COMMAND ...`: finds the command's file and turns refusals into one line and an exit status.
 
-Exit status: 0 done, 1 the command's own "no", 2 refused (one line on stderr), 130 interrupted.
+Exit status: 0 done, 1 the command's own "no", 2 refused (one line on stderr), 130 interrupted. Standard
+output that is lost fails the commands whose product it is, unless its reader has left; work goes on without
+it.
 """
 
-import hashlib
+import errno
 import importlib
-import os
-import platform
 import sys
-from pathlib import Path
 
 import mplug2
-from mplug2.errors import Mplug2Error, nearest, printable
-from mplug2.files import cache_folder
+from mplug2 import environment, programs, screen
+from mplug2.errors import Mplug2Error, nearest
 
 # command -> (file in tools/, what it does)
 COMMANDS = {
@@ -54,22 +53,56 @@ def usage() -> str:
     )
 
 
+SHOWING = ("bench", "cache", "eval", "lock", "modules", "parity", "plan", "predict", "recipes", "show")
+"""Commands whose product is what they print, unless an option names a file for it."""
+
+FILES = {"eval": "--out", "lock": "--out", "plan": "--json"}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run `argv` (default: the process's own arguments) and return the exit status."""
+    words = sys.argv[1:] if argv is None else argv
+    with screen.held(tell=not _shows(words)) as out:
+        status = _run(words)
+        out.flush()
+        # `mplug2 recipes | head`: a reader that has left is no error
+        if status == 0 and out.lost and out.lost.errno != errno.EPIPE and _shows(words):
+            status = _refuse(out.reason)
+    return status
+
+
+def _shows(words: list[str]) -> bool:
+    """Is what is printed all that comes of it?"""
+    command, rest = (words or [""])[0], words[1:]
+    if command not in COMMANDS or {"-h", "--help"} & set(rest):
+        return True
+    file = FILES.get(command, "")
+    written = any(len(word) > 3 and file.startswith(word.partition("=")[0]) for word in rest)
+    return command in SHOWING and not written
+
+
+def _run(words: list[str]) -> int:
     try:
-        status = _dispatch(sys.argv[1:] if argv is None else argv)
-        sys.stdout.flush()
-        return status
+        return _dispatch(words)
     except Mplug2Error as error:
         return _refuse(str(error))
+    except SystemExit as stop:  # argparse has printed a help text
+        return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
         print("mplug2: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `mplug2 recipes | head`: the reader has left, which is not an error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except (ValueError, RuntimeError, AssertionError) as error:
+        if reason := environment.said_by_jax(error):
+            return _refuse(reason)
+        raise
     except OSError as error:  # a full disk, a folder that may not be written
         return _refuse(f"{error.filename or 'a file'}: {error.strerror or error}")
+    except Exception as error:
+        from mplug2.mistakes import line_of, sentence
+
+        if line := line_of(error):  # of the user's own code, wherever it was called
+            return _refuse(f"{line}: {sentence(error)}")
+        raise
 
 
 def _dispatch(words: list[str]) -> int:
@@ -84,32 +117,16 @@ def _dispatch(words: list[str]) -> int:
         return _refuse(
             f'there is no command "{command}"{nearest(command, COMMANDS)}; "mplug2 --help" lists them'
         )
-    keep_compiled()
+    environment.check(command)
+    programs.keep()
     tool = importlib.import_module(f"mplug2.tools.{COMMANDS[command][0]}")
+    if "jax" in sys.modules:
+        programs.mend()
     return tool.main(rest) or 0
 
 
-def keep_compiled() -> None:
-    """What XLA compiles is kept in the cache's folder (MPLUG2_CACHE) for the next start, unless JAX's own
-    variables say another place or size, or JAX_ENABLE_COMPILATION_CACHE=false that it is not. JAX reads them
-    as it starts."""
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled" / processor()))
-    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(4 << 30))
-
-
-def processor() -> str:
-    """A name for this kind of CPU: code for one may be none for another that shares the folder."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    told = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
-    said = "\n".join([platform.machine(), platform.processor(), *sorted(told)])
-    return hashlib.sha256(said.encode()).hexdigest()[:12]
-
-
 def _refuse(reason: str) -> int:
-    print(f"mplug2: error: {printable(reason)}", file=sys.stderr)
+    screen.note(f"error: {reason}")
     return 2
 
 

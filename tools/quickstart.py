@@ -5,16 +5,16 @@ recipe from scratch for a few minutes and scores that too; writes both, with pic
 one page.
 """
 
-import argparse
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
-from rich.console import Console
 
 from mplug2 import hub, overrides, recipes
+from mplug2.arguments import Parser, at_least
+from mplug2.console import Console, bold
 from mplug2.data.handwriting import Handwriting
 from mplug2.evaluate import evaluate
 from mplug2.logbook import clock, read_metrics
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     jax.config.update("jax_compilation_cache_dir", str((out / "compiled").resolve()))
 
     def say(sentence: str) -> None:
-        console.print(f"[bold]{clock(time.perf_counter() - began)}[/bold]  {sentence}", soft_wrap=True)
+        console.print(bold(clock(time.perf_counter() - began)), f" {sentence}", soft_wrap=True)
 
     recipe = overrides.apply(recipes.find(RECIPE), asked.overrides)
     models: dict[str, tuple[Network, Parameters]] = {}
@@ -125,8 +125,8 @@ def _exhibits(predictors: Mapping[str, Predictor], *, frames: int, count: int = 
     return (wrong[: count // 2] + [one for one in exhibits if one.right])[:count]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="mplug2 quickstart",
         description="Score the shipped modules on unseen handwriting, train the pretraining recipe from "
         "scratch for a few minutes, score that too, and write a page that shows both. "
@@ -137,6 +137,6 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("quickstart"), help="where everything goes (default: quickstart)"
     )
     parser.add_argument(
-        "--limit", type=int, default=300, help="test examples of each evaluation (default: 300)"
+        "--limit", type=at_least(1), default=300, help="test examples of each evaluation (default: 300)"
     )
     return parser

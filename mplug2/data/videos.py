@@ -19,9 +19,11 @@ import numpy as np
 from mplug2.data.annotations import Annotations, Entry, inside
 from mplug2.data.augment import View, Whole
 from mplug2.data.clips import read_video
+from mplug2.data.inventory import Inventory, of_files
 from mplug2.data.pixels import Preprocessing
 from mplug2.data.wording import Plain, Wording
 from mplug2.errors import DataError
+from mplug2.places import Place
 
 ENDINGS = (".mp4", ".avi", ".webm", ".mkv", ".gif")
 """What a video's id is completed with, in this order; an id may also have its ending already."""
@@ -31,10 +33,11 @@ ENDINGS = (".mp4", ".avi", ".webm", ".mkv", ".gif")
 class Videos:
     """`root`: the folder that holds all files; `videos`: the folder of videos below it. `sampling` and `view`
     say what is seen of a video, `train_sampling` and `train_view` what of a training one (names as in
-    `clips.frame_indices`). `passes`: how often a train epoch comes to every example, with other frames and
-    another view each time. Raises DataError as `source` reads the annotations."""
+    `clips.frame_indices`), drawn anew in every epoch. `passes`: how often a train epoch comes to every
+    example, with other frames and another view each time. Raises DataError as `source` reads the
+    annotations."""
 
-    root: str
+    root: Place
     annotations: Annotations
     videos: str = "videos"
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
@@ -72,6 +75,14 @@ class Videos:
         """The same source for its `texts` alone: no video has to be there."""
         return VideoSource(self, split, self._entries(split), {})
 
+    def inventory(self, split: str) -> Inventory:
+        """What a run remembers of a split. Raises DataError."""
+        source, said = self.source(split), hashlib.sha256()
+        for entry in source.entries:
+            said.update(repr((entry.video, entry.captions, entry.question, entry.answers)).encode())
+        name = str(getattr(self.annotations, split, "") or "the annotations")
+        return of_files(len(source), {name: said.hexdigest()}, source.files)
+
     def _entries(self, split: str) -> tuple[Entry, ...]:
         root = Path(self.root)
         if not root.is_dir():
@@ -99,7 +110,11 @@ class VideoSource:
         return len(self.entries) * (self.data.passes if self.split == "train" else 1)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        entry, data, rng = self._entry(index), self.data, self._random(index)
+        return self.at(index, 0)
+
+    def at(self, index: int, epoch: int) -> dict[str, Any]:
+        """The example as it is seen when the data come round for the `epoch`-th time, counted from 0."""
+        entry, data, rng = self._entry(index), self.data, self._random(index + epoch * len(self))
         training = self.split == "train"
         how = data.train_sampling if training else data.sampling
         frames = read_video(self.files[entry.video], data.preprocessing.frames, how, rng)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from mplug2 import sharding
+from mplug2 import accumulation, sharding
 from mplug2.composition import abstract_batch
 from mplug2.errors import RecipeError
 from mplug2.flops import executed_flops, step_flops
@@ -115,7 +115,10 @@ def study(recipe: Recipe) -> Work:
     frozen = {name: tree for name, tree in shapes.items() if name not in params}
 
     def loss(params: Any, frozen: Any, part: Any) -> Any:
-        return trainer.loss(params, frozen, part, None)[0]
+        if recipe.accumulate == 1:
+            return trainer.loss(params, frozen, part, None)[0]
+        with accumulation.part_of(recipe.accumulate):
+            return trainer.loss(params, frozen, part, None)[0]
 
     axes = [{name: trainer.network.axes[name] for name in tree} for tree in (params, frozen)]
     names = jax.tree.leaves(axes, is_leaf=lambda leaf: isinstance(leaf, tuple))

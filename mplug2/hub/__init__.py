@@ -17,7 +17,7 @@ import numpy as np
 from mplug2.errors import CardError, nearest
 from mplug2.hub import gate, placing, weights
 from mplug2.hub.cache import Cache
-from mplug2.hub.card import Card, draft, read_card
+from mplug2.hub.card import Card, card_files, draft, read_card, read_cards
 from mplug2.hub.download import fetch
 from mplug2.hub.fit import check_base, check_fit, check_routes, differences
 from mplug2.hub.gate import NONE, Rules
@@ -40,7 +40,7 @@ def _shelf_folder() -> Path:
 
 def shelf() -> list[str]:
     """The names of the cards that ship with the package."""
-    return sorted(path.stem for path in _card_files(_shelf_folder()))
+    return [path.stem for path in card_files(_shelf_folder())]
 
 
 def find(where: str | Path, module: str | None = None) -> Card:
@@ -50,14 +50,14 @@ def find(where: str | Path, module: str | None = None) -> Card:
     if str(where) in shelf():
         return read_card(_shelf_folder() / f"{where}.json")
     if path.is_dir():
-        found = {path.stem: read_card(path) for path in _card_files(path)}
-        fitting = [card for card in found.values() if module in (None, card.module)]
+        found = read_cards(path)
+        fitting = [card for card in found if module in (None, card.module)]
         if len(fitting) != 1:
             wanted = f"one card of {module!r}" if module else "one card"
-            raise CardError(f"{path}: expected {wanted}, it holds {sorted(found)}")
+            raise CardError(f"{path}: expected {wanted}, it holds {[card.name for card in found]}")
         return fitting[0]
     if path.suffix == ".json":
-        if path.is_file():
+        if path.exists() or path in card_files(path.parent):
             return read_card(path)
         raise CardError(f"no card {path}: there is no such file")
     raise CardError(
@@ -86,16 +86,10 @@ def _cards_at(place: str | Path) -> list[Card]:
     if family and not Path(place).exists():
         return [find(name) for name in family]
     if Path(place).is_dir():
-        if found := [read_card(path) for path in _card_files(Path(place))]:
+        if found := read_cards(Path(place)):
             return found
         raise CardError(f"{place}: this directory holds no card")
     return [find(place)]
-
-
-def _card_files(folder: Path) -> list[Path]:
-    """Of a folder; a lock, a report or a schema that lies beside them is no card."""
-    others = (".schema.json", ".release.json", ".lock.json", ".load_report.json")
-    return sorted(path for path in folder.glob("*.json") if not f".{path.name}".endswith(others))
 
 
 # --- Load
@@ -104,23 +98,28 @@ def _card_files(folder: Path) -> list[Path]:
 def load(card: Card) -> tuple[Config, Parameters]:
     """A module's config and parameters. Raises CardError unless the file is the card's own, by size and
     sha256, and holds the config's arrays and no other."""
-    return card.config, _placed(stored(card))
+    return card.config, _placed(_whole(card, _arrays(card)))
 
 
 def stored(card: Card, *, verify: bool = True) -> dict[str, np.ndarray]:
     """A module's arrays by name as its file stores them, checked as by `load` (`verify=False` skips the
-    sha256): read-only views of the mapped file."""
-    expected, arrays = gate.shapes(card.config, f"card {card.name}"), _arrays(card, verify=verify)
-    gate.check(card, expected, arrays)
+    sha256): read-only views of the mapped file, for what is done with them before anybody can have changed
+    it."""
+    return _whole(card, _mapped(card, verify))
+
+
+def _whole(card: Card, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    gate.check(card, gate.shapes(card.config, f"card {card.name}"), arrays)
     return arrays
 
 
 def load_onto(card: Card, mesh: jax.sharding.Mesh, *, verify: bool = True) -> Parameters:
     """A module's parameters on the devices of a mesh, by the table in mplug2.sharding. `verify=False` trusts
-    that the file was verified when it was downloaded, so that each process of many reads its own slices only.
-    Raises CardError, DownloadError."""
+    that the file was verified when it was downloaded, and that nobody writes into it, so that each process of
+    many reads its own slices only. Raises CardError, DownloadError."""
     axes = flat(Network({card.module: card.config}).axes[card.module])
-    return _placed(stored(card, verify=verify), axes, mesh)
+    arrays = _arrays(card) if verify else _mapped(card, verify=False)
+    return _placed(_whole(card, arrays), axes, mesh)
 
 
 def is_here(card: Card) -> Path | None:
@@ -143,12 +142,29 @@ def located(card: Card, meter: Meter | None = None) -> Path:
         return fetch(card.file, meter=bar)
 
 
-def _arrays(card: Card, verify: bool = True) -> dict[str, np.ndarray]:
-    """The arrays of a card's file as it stores them, verified: views of the file."""
+def _arrays(card: Card) -> dict[str, np.ndarray]:
+    """The arrays of a card's file as it stores them, verified, which stay what they are whatever becomes of
+    the file: what lies in the cache, where nobody writes into a file, is mapped, and the rest copied."""
+    path = _located(card)
+    if path.is_relative_to(Cache.default().whole):
+        return _mapped(card)
+    return _floats(path, weights.read_own(path, card.file.sha256))
+
+
+def _mapped(card: Card, verify: bool = True) -> dict[str, np.ndarray]:
+    """The same as views of the mapped file."""
+    path = _located(card)
+    return _floats(path, weights.read(path, card.file.sha256 if verify else None))
+
+
+def _located(card: Card) -> Path:
     path = located(card)
     if (size := path.stat().st_size) != card.file.bytes:
         raise CardError(f"{path}: has {size} bytes, card {card.name} says {card.file.bytes}")
-    arrays = weights.read(path, card.file.sha256 if verify else None)
+    return path
+
+
+def _floats(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     if strange := sorted(
         name for name, array in arrays.items() if array.dtype not in weights.FLOATS.values()
     ):

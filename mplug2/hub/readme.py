@@ -11,6 +11,10 @@ from mplug2.hub.card import Card, Parent, Parents
 from mplug2.roles import base_of
 from mplug2.scores import said
 
+NAME = "README.md"
+LARGEST = 1_000_000
+"""Bytes; a page that is longer is not ours."""
+
 _ROUTE = """
  text ── text ──┐               ┌── contrastive, classifiers
                 ├── universal ──┤
@@ -22,7 +26,7 @@ _ROUTE = """
 
 def write(folder: Path, cards: Iterable[Card], where: str = "") -> Path:
     """Writes `folder`/README.md; `where` is the folder's public address, if it has one. Raises CardError."""
-    path = folder / "README.md"
+    path = folder / NAME
     try:
         files.write_text(path, text(list(cards), where or folder.name))
     except OSError as error:

@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mplug2.data.stream import Feed, Mixture, collate
+from mplug2.data.examples import example_of, source_of
+from mplug2.data.stream import Feed, collate, shares
 from mplug2.data.tokens import SPECIAL
 from mplug2.errors import Mplug2Error, RecipeError, nearest
+from mplug2.mistakes import line_of, sentence
 from mplug2.network import Network, select
 from mplug2.recipe import Objective, Recipe
 
@@ -68,8 +70,8 @@ def check_modules(recipe: Recipe) -> None:
             loss = jax.eval_shape(forward, network.shapes, abstract_batch(objective))
         except Mplug2Error as error:
             raise RecipeError(f"recipe {recipe.name}, objective {name}: {error}") from None
-        except (TypeError, ValueError, IndexError, RuntimeError) as error:  # einops raises the last
-            reason = misfit(calls, recipe.modules, error)
+        except Exception as error:  # of JAX, of einops, or of the task's own code
+            reason = ": ".join(filter(None, (line_of(error), misfit(calls, recipe.modules, error))))
             raise RecipeError(f"recipe {recipe.name}, objective {name}: {reason}") from error
         if getattr(loss, "shape", None) != ():
             raise RecipeError(f"recipe {recipe.name}, objective {name}: expected a scalar loss, got {loss}")
@@ -100,8 +102,11 @@ class _Wordless:
 def abstract_batch(objective: Objective | Feed) -> dict[str, jax.ShapeDtypeStruct]:
     """What a step sees of an objective: the fields and shapes of an example, `batch` times; clips normalised.
     The example is the data's stand-in (`Videos.example`), else its first one."""
-    data = next(iter(objective.data.parts)) if isinstance(objective.data, Mixture) else objective.data
-    example = data.example() if hasattr(data, "example") else data.source("train")[0]
+    data = shares(objective.data)[0][0]
+    if hasattr(data, "example"):
+        example = data.example()
+    else:
+        example = example_of(source_of(data, "train", "its data"), 0, "its data")
     first = collate([example], objective.lengths, _Wordless(), seed=0)
 
     def abstract(field: str, value: Any) -> jax.ShapeDtypeStruct:
@@ -202,4 +207,6 @@ def _numbers(config: Any) -> str:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, LookupError | AttributeError | NameError):  # what they say does not say what it is
+        return sentence(error)
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

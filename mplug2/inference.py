@@ -15,8 +15,9 @@ import jax
 import numpy as np
 
 from mplug2 import processes, sharding
+from mplug2.data.examples import example_of, source_of
 from mplug2.data.pixels import Preprocessing
-from mplug2.data.stream import Mixture, collate
+from mplug2.data.stream import collate, shares
 from mplug2.data.tokens import Tokenizer
 from mplug2.errors import DataError
 from mplug2.generate import Search, decode
@@ -281,13 +282,14 @@ class Inference:
         Raises DataError on an empty split, RecipeError on a module that is missing.
         """
         compute = self.compiled(outputs, *fixed)
-        sources = [part.source(self.split) for part in (data.parts if isinstance(data, Mixture) else [data])]
+        sources = [source_of(part, self.split, "the evaluation's data") for part, _ in shares(data)]
         places = [(source, index) for source in sources for index in range(len(source))][: self.limit]
         if not places:
             raise DataError(f"the {self.split} split of {data} holds no example")
 
         def part(start: int) -> tuple[list[Example], Any]:
-            rows = [source[index] for source, index in places[start : start + batch]]
+            chosen = places[start : start + batch]
+            rows = [dict(example_of(source, index, "the evaluation's data")) for source, index in chosen]
             full = collate(rows + rows[:1] * (batch - len(rows)), lengths, self.tokenizer, seed=0)
             computed = compute(prepare({name: full[name] for name in full if name != "label"}))
             self.advance(start + len(rows), len(places))

@@ -19,6 +19,7 @@ from mplug2.data.wording import Plain, Wording
 from mplug2.errors import DataError
 from mplug2.generate import rank
 from mplug2.official_search import rank_official
+from mplug2.places import Place
 from mplug2.roles import Array, Decoder
 
 Write = Callable[[Decoder, Array, Array | None, Array], Array]
@@ -43,7 +44,7 @@ class Ranked:
     input of a batch: fewer need less memory.
     """
 
-    file: str
+    file: Place
     length: int = 16
     wording: Wording = Plain()
     rows: int = 128
@@ -57,7 +58,7 @@ class OfficialRanked:
     """As `rank_official`: of the `best` answers by their first word, the one with the highest rank. Fields as
     in `Ranked`."""
 
-    file: str
+    file: Place
     length: int = 16
     wording: Wording = Plain()
     best: int = 128

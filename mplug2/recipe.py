@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mplug2 import fields
 from mplug2.data.pixels import Preprocessing
 from mplug2.data.stream import Feed
 from mplug2.data.tokens import SentencePiece, Tokenizer
 from mplug2.errors import RecipeError, nearest
 from mplug2.network import select
+from mplug2.places import Place
 from mplug2.roles import DELTA, Config, Execution, Form, base_of
 from mplug2.sharding import Mesh
 
@@ -99,7 +101,7 @@ class Recipe:
     modes: Mapping[str, Mode] = field(default_factory=dict)
     delta: Form | None = None
     deltas: Mapping[str, Form] = field(default_factory=dict)
-    cards: Mapping[str, str] = field(default_factory=dict)
+    cards: Mapping[str, Place] = field(default_factory=dict)
     learning_rates: Mapping[str, float] = field(default_factory=dict)
     tokenizer: Tokenizer = field(default_factory=SentencePiece)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
@@ -119,6 +121,8 @@ class Recipe:
     best: str = ""
 
     def __post_init__(self):
+        if told := fields.mismatch(self):
+            raise RecipeError(f"recipe {self.name}: {told}")
         for objective in self.objectives.values():
             select(objective.task, self.modules)
         for name in self.modules:

@@ -1,13 +1,15 @@
-"""The run directory: what was asked for, on what, and how it went.
+"""The run directory: what was asked for, on what, and how it went. It needs nothing but itself.
 
-    run.json           recipe, overrides, fingerprint, settings; a session for every time it was started
+    run.json           the recipe itself, its places and settings, what its data held; a session for every
+                       time it was started
+    recipe/            of a recipe file: its source and its neighbours'; a tokenizer's file
     lock.json          the files and configs that the network was composed of
     load_report.json   the account of every array that the run began with
     metrics.jsonl      one object a line of the log; also tensorboard/
     checkpoints/       see mplug2.checkpoint
 
-A directory belongs to one recipe: `fingerprint` covers all that decides what is computed, and nothing else
-(OPERATION).
+A directory belongs to one recipe: `settings` cover all that decides what is computed (mplug2.settings). How
+the recipe of a run is had again is told in mplug2.recipes.runs.
 """
 
 import dataclasses
@@ -18,6 +20,7 @@ import json
 import os
 import platform
 import subprocess
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -27,21 +30,30 @@ from typing import Any
 import jax
 
 import mplug2
-from mplug2 import files
-from mplug2.errors import CheckpointError, RecipeError
-from mplug2.network import flat
+from mplug2 import files, places, recipe_json, trust
+from mplug2.data.annotations import inside
+from mplug2.data.inventory import Inventory, changes
+from mplug2.errors import CardError, CheckpointError, DataError, Mplug2Error, RecipeError
+from mplug2.hub.typed_json import decode, encode, read_json
 from mplug2.recipe import Recipe
-
-OPERATION = ("evaluations", "mesh", "workers", "log_every", "checkpoint_every", "keep", "best")
-"""Fields of a recipe that do not change what is learned: a run may be continued with others."""
+from mplug2.settings import differences, fingerprint, in_words, settings
+from mplug2.source import Sources
 
 DEFAULT_FOLDER = Path("runs")
+FILE = "run.json"
+KEPT = "recipe"
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run directory that has been opened or begun. `recipe` is the name that finds the recipe again,
-    `overrides` what was changed on the command line, `settings` every field that counts, flat, as text."""
+    """A run directory that has been opened or begun. `recipe` and `overrides` are the words that named the
+    recipe, `settings` every field that counts, flat, as text.
+
+    `values` is the recipe as JSON (mplug2.recipe_json), None of one that only its own code can make; `places`
+    are its places by dotted path, absolute; `kept` the sha256 of each file in recipe/, `main` the recipe file
+    among them, `mark` says that this user made them (mplug2.trust); `data` what the feeds' data held.
+    `notes`: what whoever continues the run is to be told.
+    """
 
     path: Path
     recipe: str
@@ -49,67 +61,196 @@ class Run:
     fingerprint: str
     settings: Mapping[str, str]
     sessions: tuple[Mapping[str, Any], ...] = ()
+    values: Any = None
+    places: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    kept: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    main: str = ""
+    mark: str = ""
+    data: Mapping[str, tuple[Inventory, ...]] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def commit(self) -> str:
         """What the newest session ran on."""
-        return self.sessions[-1]["commit"] if self.sessions else "unknown"
+        return self.sessions[-1].get("commit", "unknown") if self.sessions else "unknown"
+
+    @property
+    def marked(self) -> dict[str, object]:
+        """What `mark` is of."""
+        return {"recipe": self.recipe, "main": self.main, "kept": dict(self.kept)}
 
     def write(self) -> None:
-        values = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name != "path"
-        }
-        write_json(self.path / "run.json", values)
+        written = {name: encode(getattr(self, name)) for name in _WRITTEN}
+        write_json(self.path / FILE, {name: value for name, value in written.items() if value is not None})
+
+
+_WRITTEN = tuple(field.name for field in dataclasses.fields(Run) if field.name not in ("path", "notes"))
+
+
+def is_run(path: Path | str) -> bool:
+    """Is this a run directory?"""
+    return (Path(path) / FILE).is_file()
 
 
 def read_run(path: Path | str) -> Run:
-    """Raises CheckpointError if `path` is not a run directory."""
+    """Raises CheckpointError if `path` is not a run directory, or with the field of run.json that is
+    wrong."""
     path = Path(path)
+    if not is_run(path):
+        raise CheckpointError(f"{path} is not a run directory: it has no {FILE}")
     try:
-        values = json.loads((path / "run.json").read_text())
-        return Run(
-            path,
-            values["recipe"],
-            tuple(values["overrides"]),
-            values["fingerprint"],
-            values["settings"],
-            tuple(values["sessions"]),
-        )
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is not a run directory: it has no run.json") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path / 'run.json'} cannot be read: {type(error).__name__}: {error}"
-        ) from None
+        value = read_json(path / FILE, "run")
+        if not isinstance(value, dict):
+            raise CardError(f"expected an object, got a {type(value).__name__}")
+        return Run(path, **_read_fields(value))
+    except CardError as error:
+        raise CheckpointError(f"{path / FILE} cannot be read: {error}") from None
 
 
-def open_run(path: Path | str, recipe: Recipe, source: str = "", overrides: Sequence[str] = ()) -> Run:
-    """The run directory of `recipe`, begun or continued, with one session more. `source` and `overrides` find
-    the recipe again later. Raises RecipeError that lists the fields in which the directory's own recipe
-    differs; one that was refused before its first step, and has kept nothing, may become another's."""
-    path, told = Path(path), settings(recipe)
+def _read_fields(value: dict[str, Any]) -> dict[str, Any]:
+    hints = typing.get_type_hints(Run)
+    for field in dataclasses.fields(Run)[1:5]:
+        if field.name not in value:
+            raise CardError(f"{field.name}: missing")
+    found = {name: decode(hints[name], value[name], name) for name in _WRITTEN if name in value}
+    for place, session in enumerate(found.get("sessions", ())):
+        for name, hint in (("commit", str), ("machine", Mapping[str, Any])):
+            decode(hint | None, session.get(name), f"sessions[{place}].{name}")
+    return found
+
+
+def open_run(
+    path: Path | str,
+    recipe: Recipe,
+    source: str = "",
+    overrides: Sequence[str] = (),
+    *,
+    sources: Sources | None = None,
+    data: Mapping[str, tuple[Inventory, ...]] | None = None,
+    changed_data: bool = False,
+) -> Run:
+    """The run directory of `recipe`, begun or continued, with one session more.
+
+    `source` and `overrides` are the words that named the recipe, `sources` those of its file, `data` what its
+    train splits hold. Raises RecipeError that lists the fields in which the directory's own recipe differs;
+    one that was refused before its first step, and has kept nothing, may become another's. Raises DataError
+    where the data is not what the run was trained on, unless that is wanted (`changed_data`).
+    """
+    path = Path(path)
     with _writable(path):
-        files.remove_unfinished(path / "run.json")
-    new = Run(path, source or recipe.name, tuple(overrides), fingerprint(recipe), told)
-    if (path / "run.json").exists():
-        run = read_run(path)
-        if run.fingerprint != new.fingerprint:
+        files.remove_unfinished(path / FILE)
+    run = _described(path, recipe, source, overrides, data or {})
+    if (path / FILE).exists():
+        before = read_run(path)
+        if differing := differences(before.settings, recipe):
             if _begun(path):
-                raise RecipeError(f"{path} holds a run of another recipe; {differences(run.settings, told)}")
+                told = in_words(differing, before.settings, run.settings)
+                raise RecipeError(f"{path} holds a run of another recipe; {told}")
             with _writable(path):
                 (path / "lock.json").unlink(missing_ok=True)
-            run = new
+        else:
+            run = dataclasses.replace(run, sessions=before.sessions, fingerprint=before.fingerprint)
+            if _begun(path):
+                run = _continued(before, run, sources, changed_data)
     elif path.is_dir() and any(path.iterdir()):
         raise RecipeError(f"{path} is not empty and not a run directory: give another one")
-    else:
-        run = new
     with _writable(path):
         path.mkdir(parents=True, exist_ok=True)
+        run = _with_files(run, recipe, sources)
         run = dataclasses.replace(run, sessions=(*run.sessions, _session()))
         run.write()
     return run
+
+
+def _described(
+    path: Path,
+    recipe: Recipe,
+    source: str,
+    overrides: Sequence[str],
+    data: Mapping[str, tuple[Inventory, ...]],
+) -> Run:
+    try:
+        values = recipe_json.encode(places.fixed(recipe))
+    except recipe_json.NotOursError:
+        values = None
+    return Run(
+        path,
+        source or recipe.name,
+        tuple(overrides),
+        fingerprint(recipe),
+        settings(recipe),
+        values=values,
+        places=places.found(recipe),
+        data=data,
+    )
+
+
+def _continued(before: Run, run: Run, sources: Sources | None, changed_data: bool) -> Run:
+    """With what has changed since `before`, in words. Raises DataError."""
+    notes = []
+    for feed in [feed for feed in run.data if len(before.data.get(feed, ())) == len(run.data[feed])]:
+        pairs = zip(before.data[feed], run.data[feed], strict=True)
+        told = "; ".join(change for one, other in pairs for change in changes(one, other))
+        if told and not changed_data:
+            raise DataError(
+                f"{run.path}: the data of {feed} is not what this run was trained on: {told}; put it back, "
+                "begin another run, or go on with it by --changed-data"
+            )
+        notes += [f"goes on with other data of {feed}: {told}"] if told else []
+        notes += [
+            f"{place} is now {now}, was {before.places[place]}" + ("" if told else ": the same content")
+            for place, now in run.places.items()
+            if place.startswith(f"objectives.{feed}.") and before.places.get(place, now) != now
+        ]
+    if sources and before.kept and (other := _changed(before.kept, sources.hashes)):
+        notes.append(f"{', '.join(other)} changed since this run was last started; its settings did not")
+    return dataclasses.replace(run, data={**before.data, **run.data}, notes=tuple(notes))
+
+
+def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    return [name for name in now if before.get(name) != now[name]]
+
+
+def _with_files(run: Run, recipe: Recipe, sources: Sources | None) -> Run:
+    """With what recipe/ keeps: what is in it after this, and nothing else is. Raises OSError."""
+    keep = dict(sources.files) if sources else {}
+    hashes = dict(sources.hashes) if sources else {}
+    tokenizer: Any = recipe.tokenizer
+    for place in run.places:
+        if place.startswith("tokenizer.") and hasattr(tokenizer, "content"):
+            keep[Path(run.places[place]).name] = tokenizer.content
+            hashes[Path(run.places[place]).name] = tokenizer.sha256
+    folder, main = run.path / KEPT, sources.main if sources else ""
+    for name, content in keep.items():
+        if not (folder / name).is_file() or (folder / name).read_bytes() != content:
+            with files.replacing(folder / name) as file:
+                file.write(content)
+    run = dataclasses.replace(run, kept=hashes, main=main)
+    if not sources:
+        return run
+    try:
+        return dataclasses.replace(run, mark=trust.mark(run.marked))
+    except CheckpointError as error:
+        return dataclasses.replace(run, notes=(*run.notes, f"{error}; this run will ask for --trust"))
+
+
+def kept_files(run: Run, *, verify: bool = True) -> dict[str, bytes]:
+    """What recipe/ keeps, by name. Raises CheckpointError for a file that cannot be read or, with `verify`,
+    is not the one that was kept."""
+    found = {}
+    for name, sha256 in run.kept.items():
+        try:
+            found[name] = inside(run.path / KEPT, name, str(run.path / FILE)).read_bytes()
+        except OSError as error:
+            said = f"{run.path / KEPT / name} cannot be read ({error.strerror or error})"
+            raise CheckpointError(f"{said}: the run needs it") from None
+        except Mplug2Error as error:
+            raise CheckpointError(str(error)) from None
+        if verify and hashlib.sha256(found[name]).hexdigest() != sha256:
+            raise CheckpointError(
+                f"{run.path / KEPT / name} is not the file that the run kept: its sha256 is another"
+            )
+    return found
 
 
 @contextmanager
@@ -139,7 +280,7 @@ def _who_trains(path: Path) -> str:
     try:
         session = read_run(path).sessions[-1]
         return f"process {session['pid']} on {session['machine']['host']}, since {session['began']},"
-    except (CheckpointError, LookupError):
+    except (CheckpointError, LookupError, TypeError):
         return "another process"
 
 
@@ -163,53 +304,9 @@ def default_folder(recipe: Recipe) -> Path:
     return DEFAULT_FOLDER / f"{recipe.name}-{fingerprint(recipe)[:8]}"
 
 
-def settings(recipe: Recipe, *, operation: bool = False) -> dict[str, str]:
-    """Every field of a recipe that decides what is computed, flat: `{"optimizer.learning_rate": "0.001",
-    ...}`. With `operation`, the others as well."""
-    fields = _described(recipe)
-    # The form of a delta decides something only where there is one.
-    del fields["delta"], fields["deltas"]
-    fields |= {"deltas": _described(recipe.forms)} if recipe.forms else {}
-    return flat({name: value for name, value in fields.items() if operation or name not in OPERATION})
-
-
-def fingerprint(recipe: Recipe) -> str:
-    """sha256 of `settings`."""
-    return hashlib.sha256(json.dumps(settings(recipe), sort_keys=True).encode()).hexdigest()
-
-
 def write_json(path: Path, value: Any) -> None:
     """Whole or not at all."""
     files.write_text(path, json.dumps(value, indent=1) + "\n")
-
-
-def _described(value: Any) -> Any:
-    """Nested dicts of text. A callable is its import path; an object is its type and what it holds."""
-    if isinstance(value, Mapping):
-        return {str(key): _described(inner) for key, inner in value.items()} or "{}"
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {field.name: _described(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {"": _name(type(value)), **fields} if not isinstance(value, Recipe) else fields
-    if callable(value) and hasattr(value, "__qualname__"):
-        return _name(value)
-    if isinstance(value, (list, tuple)):
-        return repr([_described(inner) for inner in value])
-    if isinstance(value, (str, int, float, bool, type(None))):
-        return repr(value)
-    return {"": _name(type(value)), **{name: _described(inner) for name, inner in vars(value).items()}}
-
-
-def _name(thing: Any) -> str:
-    return f"{thing.__module__}.{thing.__qualname__}"
-
-
-def differences(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str:
-    """Where two recipes' settings differ, in words: "there" and "here"."""
-    names = sorted(name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name))
-    told = [
-        f"{name} is {theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} here" for name in names
-    ]
-    return "; ".join(told[:8]) + (f"; and {len(told) - 8} fields more" if len(told) > 8 else "")
 
 
 def _session() -> dict[str, Any]:

@@ -20,8 +20,9 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from mplug2 import hub, processes
+from mplug2 import hub, places, processes
 from mplug2.checkpoint import AVERAGE, Checkpoints, fingerprint
+from mplug2.data.inventory import inventories
 from mplug2.data.stream import stream
 from mplug2.errors import CheckpointError, DataError, Mplug2Error, RecipeError
 from mplug2.hub import lock
@@ -30,7 +31,9 @@ from mplug2.logbook import Logbook, Silence
 from mplug2.network import Network, Parameters
 from mplug2.prefetch import Batches, Prefetch
 from mplug2.recipe import Recipe
-from mplug2.run import Run, alone, differences, open_run, read_run, settings, write_json
+from mplug2.run import Run, alone, open_run, read_run, write_json
+from mplug2.settings import in_words, settings
+from mplug2.source import Sources
 from mplug2.step import NEVER, Metrics, State, Trainer
 
 IN_FLIGHT = 2
@@ -59,16 +62,20 @@ def train(
     *,
     source: str = "",
     overrides: Sequence[str] = (),
+    sources: Sources | None = None,
+    changed_data: bool = False,
     batches: Batches | None = None,
     composed: tuple[Network, Parameters] | None = None,
 ) -> Outcome:
     """Trains `recipe` up to its number of steps; everything is kept in `run_dir`.
 
-    `source` and `overrides` are how the recipe was found, for whoever reads the run later. `batches`
+    `source` and `overrides` are how the recipe was found, for whoever reads the run later, `sources` its
+    file's, which the run keeps. `changed_data`: go on though the data is not what it was. `batches`
     (default: the recipe's own data) and `composed` (default: the network assembled as the modes and cards
     say) may be given.
 
-    Raises RecipeError if `run_dir` holds a run of another recipe, ProcessError if the mesh leaves one of
+    Raises RecipeError if `run_dir` holds a run of another recipe, DataError if it was trained on other data,
+    ProcessError if the mesh leaves one of
     several processes out, CheckpointError if `run_dir` cannot be read or written or is trained in by another
     job, DivergedError with the step, the tasks and the example ids when a loss is not finite.
     """
@@ -76,10 +83,19 @@ def train(
     processes.check_all_used(recipe.mesh.build())
     with ExitStack() as stack:
         processes.of_first(lambda: stack.enter_context(alone(run_dir)))
-        run = processes.of_first(lambda: open_run(run_dir, recipe, source, overrides))
+
+        def opened() -> Run:
+            data = inventories(recipe.feeds) if batches is None else None
+            return open_run(
+                run_dir, recipe, source, overrides, sources=sources, data=data, changed_data=changed_data
+            )
+
+        run = processes.of_first(opened)
         _check_shared(run)
         if composed is None:
-            processes.of_first(lambda: lock.keep(run.path, lock.of(recipe, run.recipe, run.overrides)))
+            processes.of_first(
+                lambda: lock.keep(run.path, lock.of(places.fixed(recipe), run.recipe, run.overrides))
+            )
             network, params, report = hub.assemble(recipe)
             processes.of_first(lambda: write_json(run.path / "load_report.json", dataclasses.asdict(report)))
         else:
@@ -104,10 +120,10 @@ def _check_same(recipe: Recipe) -> None:
     """Raises RecipeError unless all processes were given the same recipe."""
     told = processes.exchange(settings(recipe, operation=True))
     for process, other in enumerate(told):
-        if other != told[0]:
+        if differing := sorted(name for name in {*told[0], *other} if told[0].get(name) != other.get(name)):
             raise RecipeError(
                 f"process {process} (here) was given another recipe than process 0 (there): "
-                + differences(told[0], other)
+                + in_words(differing, told[0], other)
             )
 
 
@@ -157,6 +173,8 @@ class _Session:
                 if processes.first()
                 else Silence()
             )
+            for note in self.run.notes:
+                logbook.say(f"{self.run.path}: {note}")
             if step >= recipe.steps:
                 logbook.say(f"{self.run.path}: this run is finished, all its {step} steps are done")
                 return self._outcome(step, state)

@@ -6,8 +6,12 @@ from mplug2.hub import load_as
 from mplug2.kernels import available
 from mplug2.network import Network, Parameters
 from mplug2.recipe import Recipe
-from mplug2.run import Run, fingerprint
+from mplug2.run import Run
+from mplug2.settings import differences, in_words, settings
 from mplug2.sharding import shardings
+
+NETWORK = ("modules", "modes", "delta", "deltas")
+"""The settings that say of what arrays a network is made."""
 
 
 def restore(run: Run, recipe: Recipe) -> tuple[int, Network, Parameters]:
@@ -15,10 +19,10 @@ def restore(run: Run, recipe: Recipe) -> tuple[int, Network, Parameters]:
     `Recipe.best` does not say what that is, its newest: running averages where the run keeps them, and from
     their cards what it did not train. Raises CheckpointError if the recipe is not the run's or nothing was
     saved. All lie on the recipe's mesh (`sharding.Mesh.of_process`)."""
-    if fingerprint(recipe) != run.fingerprint:
-        raise CheckpointError(
-            f"{run.path}: recipe {run.recipe} has changed since this run was trained; go back to {run.commit}"
-        )
+    differing = [name for name in differences(run.settings, recipe) if name.partition(".")[0] in NETWORK]
+    if differing:
+        told = in_words(differing, run.settings, settings(recipe))
+        raise CheckpointError(f"{run.path}: the run has another network than the recipe: {told}")
     parts = recipe.parts
     network, mesh = Network(parts, available(recipe.execution)), recipe.mesh.of_process()
     places = shardings(mesh, network.axes, network.shapes) if mesh.size > 1 else None

@@ -4,14 +4,17 @@ table is the whole catalogue: `find("video_qa")`, `find("video_qa.tiny")`.
 """
 
 import importlib
-import importlib.util
 import inspect
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 
+from mplug2 import source
 from mplug2.errors import RecipeError, nearest
+from mplug2.fields import said
+from mplug2.mistakes import in_words
 from mplug2.recipe import Recipe
+from mplug2.source import Sources
 
 # name -> what it teaches, in a line
 RECIPES = {
@@ -41,9 +44,14 @@ DEFAULT_SIZES = ("small", "large")
 def find(name: str) -> Recipe:
     """The recipe called `video_qa` (its default size), `video_qa.tiny`, or `path/to/file.py:function`.
 
-    Raises RecipeError with the nearest name.
+    Raises RecipeError with the nearest name, or with the line of a file that is wrong.
     """
-    if ".py" in name:
+    return found(name)[0]
+
+
+def found(name: str) -> tuple[Recipe, Sources | None]:
+    """The same, and of a recipe that is a file the sources that it came from."""
+    if is_file(name):
         return _from_file(name)
     recipe, _, size = name.partition(".")
     if recipe not in RECIPES:
@@ -51,7 +59,12 @@ def find(name: str) -> Recipe:
             f'there is no recipe "{recipe}"; known are {", ".join(RECIPES)}, or path/to/file.py:function'
             f"{nearest(recipe, RECIPES)}"
         )
-    return _call(importlib.import_module(f"{__name__}.{recipe}"), size, recipe)
+    return _variant(importlib.import_module(f"{__name__}.{recipe}"), size, recipe)(), None
+
+
+def is_file(name: str) -> bool:
+    """Whether a recipe's name means a file, whose code finding it would run."""
+    return ".py" in name
 
 
 def sizes(name: str) -> dict[str, Callable[[], Recipe]]:
@@ -79,29 +92,40 @@ def _variants(module: ModuleType) -> dict[str, Callable[[], Recipe]]:
     }
 
 
-def _call(module: ModuleType, function: str, name: str) -> Recipe:
+def _variant(module: ModuleType, function: str, name: str) -> Callable[[], Recipe]:
     variants = _variants(module)
+    if not function and len(variants) == 1:
+        return next(iter(variants.values()))
     function = function or default_size(variants)
-    if function not in variants:
-        known = ", ".join(variants) or "none"
-        raise RecipeError(f'recipe {name} has no "{function}"; it has {known}{nearest(function, variants)}')
-    recipe = variants[function]()
-    if not isinstance(recipe, Recipe):
-        raise RecipeError(f"{function}() of {name} gives a {type(recipe).__name__}, expected a Recipe")
-    return recipe
+    if function in variants:
+        return variants[function]
+    known = ", ".join(variants) or "none"
+    told = f'recipe {name} has no "{function}"; it has {known}{nearest(function, variants)}'
+    if function in vars(module):
+        told += f"; its {function} is {said(vars(module)[function])}, expected a function without arguments"
+    raise RecipeError(told)
 
 
-def _from_file(name: str) -> Recipe:
-    file, _, function = name.partition(":")
-    path = Path(file)
-    if not path.is_file():
+def _from_file(name: str) -> tuple[Recipe, Sources]:
+    file, _, function = name.partition(":") if not name.endswith(".py") else (name, "", "")
+    if not Path(file).is_file():
         raise RecipeError(f'there is no recipe file "{file}"')
-    spec = importlib.util.spec_from_file_location(f"_recipe_{path.stem}", path)
-    if spec is None or spec.loader is None:
+    if Path(file).suffix != ".py":
         raise RecipeError(f'"{file}" is not a Python file; expected path/to/file.py:function')
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise RecipeError(f'recipe file "{file}" cannot be read: {type(error).__name__}: {error}') from error
-    return _call(module, function, file)
+    package = source.from_file(Path(file))
+    recipe = of_package(package, function, file)
+    return recipe, package.sources()
+
+
+def of_package(package: source.Package, function: str, name: str) -> Recipe:
+    """What a function of a recipe file, which is called `name`, gives. Raises RecipeError with the line that
+    is wrong."""
+    with in_words(f'recipe file "{name}"'):
+        module = source.load(package)
+    make = _variant(module, function, name)
+    with in_words(f'recipe file "{name}"'):
+        recipe = make()
+    if not isinstance(recipe, Recipe):
+        hint = " (does it lack a return?)" if recipe is None else ""
+        raise RecipeError(f"{make.__name__}() of {name} gives {said(recipe)}, expected a Recipe{hint}")
+    return recipe

@@ -230,7 +230,7 @@ def test_the_command_finds_the_recipe_changes_it_and_says_where_it_goes(monkeypa
     (recipe, folder, named), (_, elsewhere, _) = calls
     assert (recipe.seed, recipe.steps, elsewhere) == (3, 7, "elsewhere")
     assert folder == default_folder(recipe) and folder.parent == Path("runs")
-    assert named == {"source": "image_caption.tiny", "overrides": ["seed=3", "steps=7"]}
+    assert (named["source"], named["overrides"]) == ("image_caption.tiny", ["seed=3", "steps=7"])
 
 
 def test_the_checkpoint_of_lowest_loss_is_kept(tmp_path):

@@ -10,7 +10,8 @@ from pathlib import Path
 from mplug2 import hub, overrides, recipes
 from mplug2.errors import CardError, RecipeError
 from mplug2.hub import archive, bundle, lock
-from mplug2.run import read_run
+from mplug2.recipes import runs
+from mplug2.run import is_run, read_run
 from mplug2.tools.publish import trained
 from mplug2.trained import restore
 
@@ -27,6 +28,7 @@ def main(argv: list[str]) -> int:
         "overrides", nargs="*", metavar="field=value", help="change the recipe, by dotted path"
     )
     parser.add_argument("--out", type=Path, metavar="F", required=True, help="a folder, or a file F.tar")
+    runs.add_option(parser)
     asked = parser.parse_intermixed_args(argv)
     if asked.out.exists() and (asked.out.is_file() or any(asked.out.iterdir())):
         raise CardError(f"{asked.out} is there already: give another place for the bundle")
@@ -35,11 +37,11 @@ def main(argv: list[str]) -> int:
         return 0
     if asked.out.suffix == ".tar":
         with tempfile.TemporaryDirectory(prefix="mplug2-") as folder:
-            write(asked.what, asked.overrides, Path(folder) / "bundle")
+            write(asked.what, asked.overrides, Path(folder) / "bundle", trusted=asked.trust)
             archive.pack(Path(folder) / "bundle", asked.out)
         print(f"{asked.out}: {asked.out.stat().st_size / 1e6:.2f} MB")
     else:
-        write(asked.what, asked.overrides, asked.out)
+        write(asked.what, asked.overrides, asked.out, trusted=asked.trust)
         size = sum(path.stat().st_size for path in asked.out.iterdir())
         print(f"{asked.out}: {size / 1e6:.2f} MB in {len(list(asked.out.iterdir()))} files")
     return 0
@@ -56,16 +58,16 @@ def unpack(tar: Path, folder: Path) -> int:
     return len(names)
 
 
-def write(what: str, changes: list[str], folder: Path) -> None:
+def write(what: str, changes: list[str], folder: Path, *, trusted: bool = False) -> None:
     """The bundle of a run directory or a recipe. Raises Mplug2Error."""
-    if not (Path(what) / "run.json").is_file():
+    if not is_run(what):
         recipe = hub.on_shelf(overrides.apply(recipes.find(what), changes))
         bundle.write(folder, lock.of(recipe, what, changes), recipe, {})
         return
     if changes:
         raise RecipeError(f"{what} is a run, and its recipe is what it was trained with; got {changes}")
     run = read_run(what)
-    recipe = overrides.apply(recipes.find(run.recipe), run.overrides)
+    recipe = runs.recipe_of(run, trusted=trusted)
     step, _, params = restore(run, recipe)
     learned = {name: tree for name, tree in params.items() if recipe.trains(name)}
     locked = lock.of(recipe, run.recipe, run.overrides)

@@ -19,7 +19,8 @@ from mplug2.kernels import available
 from mplug2.network import Network, Parameters, parts_of
 from mplug2.predict import preprocessing_of
 from mplug2.recipe import Recipe
-from mplug2.run import read_run
+from mplug2.recipes import runs
+from mplug2.run import is_run, read_run
 from mplug2.trained import restore
 
 SPLITS = ("test", "validation")
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _evaluate(asked: argparse.Namespace, source: str, changes: list[str]) -> None:
-    recipe, network, params, tokenizer = opened(source, changes, asked.recipe)
+    recipe, network, params, tokenizer = opened(source, changes, asked.recipe, trusted=asked.trust)
 
     from mplug2.evaluate import evaluate  # after the arguments are known to be right
 
@@ -70,7 +71,7 @@ def _evaluate(asked: argparse.Namespace, source: str, changes: list[str]) -> Non
 
 
 def opened(
-    source: str, changes: list[str], named: str | None = None
+    source: str, changes: list[str], named: str | None = None, *, trusted: bool = False
 ) -> tuple[Recipe, Network, Parameters, Tokenizer]:
     """What is evaluated: a run directory's newest weights, a bundle by its own recipe (or the one `named`), a
     recipe with the cards it names and the shelf's, or one card (a directory of cards, a family of the shelf)
@@ -83,9 +84,9 @@ def opened(
         return _of_bundle(bundle.load(path), changes, named)
     if named is not None:
         raise RecipeError(f"--recipe {named} is for a bundle, which {source} is not")
-    if (path / "run.json").is_file():
+    if is_run(path):
         run = read_run(path)
-        recipe = overrides.apply(recipes.find(run.recipe), (*run.overrides, *changes))
+        recipe = runs.recipe_of(run, changes, trusted=trusted)
         _, network, params = restore(run, recipe)
         return recipe, network, params, recipe.tokenizer
     families = {name.rpartition("-")[2] for name in hub.shelf()}
@@ -200,5 +201,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--predictions", type=Path, metavar="DIR", help="write what was said, one JSONL file each"
     )
+    runs.add_option(parser)
     processes.add_options(parser)
     return parser

@@ -6,12 +6,12 @@ import json
 import sys
 from pathlib import Path
 
-from mplug2 import overrides, recipes
 from mplug2.card_wording import wording_of
 from mplug2.errors import DataError
 from mplug2.hub import bundle
 from mplug2.predict import Predictor
-from mplug2.run import read_run
+from mplug2.recipes import runs
+from mplug2.run import is_run, read_run
 from mplug2.trained import restore
 
 
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
         raise DataError(
             f'--classes "{arguments.classes}": expected names separated by commas, such as "two,three"'
         )
-    predictor = open_predictor(arguments.source)
+    predictor = open_predictor(arguments.source, trusted=arguments.trust)
     path = arguments.image or arguments.video
     clips = predictor.image(path) if arguments.image else predictor.video(path)
     for text in [arguments.question or "", *classes]:
@@ -39,12 +39,12 @@ def main(argv: list[str]) -> None:
     print(json.dumps({"file": path, **found}) if arguments.json else _readable(found))
 
 
-def open_predictor(source: list[str]) -> Predictor:
+def open_predictor(source: list[str], *, trusted: bool = False) -> Predictor:
     """Of a run directory, of a bundle, or of cards: shelf names, families, files, directories; nothing is the
     shelf's default."""
-    if len(source) == 1 and (Path(source[0]) / "run.json").is_file():
+    if len(source) == 1 and is_run(source[0]):
         run = read_run(source[0])
-        recipe = overrides.apply(recipes.find(run.recipe), run.overrides)
+        recipe = runs.recipe_of(run, trusted=trusted)
         _, network, params = restore(run, recipe)
         return Predictor(
             network,
@@ -92,4 +92,5 @@ def _parser() -> argparse.ArgumentParser:
     asked.add_argument("--question", metavar="TEXT", help="answer this (default: caption)")
     asked.add_argument("--classes", metavar="A,B,C", help="weigh these classes, without training on them")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    runs.add_option(parser)
     return parser

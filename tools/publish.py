@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mplug2 import adapt, hub, overrides, recipes
+from mplug2 import adapt, hub, places
 from mplug2.card_wording import questions_of, wording_of
 from mplug2.data.digest import digest
 from mplug2.errors import CardError, DataError, nearest
@@ -20,6 +20,7 @@ from mplug2.hub.upload import upload
 from mplug2.hub.weights import FLOATS
 from mplug2.network import Network, Parameters
 from mplug2.recipe import Recipe
+from mplug2.recipes import runs
 from mplug2.roles import DELTA, Form
 from mplug2.run import Run, read_run
 from mplug2.trained import restore
@@ -30,7 +31,7 @@ def main(argv: list[str]) -> None:
     if "://" in arguments.to and not arguments.to.startswith("hf://"):
         raise CardError(f"--to is {arguments.to}, expected a directory or hf://OWNER/NAME")
     run = read_run(arguments.run)
-    recipe = overrides.apply(recipes.find(run.recipe), run.overrides)
+    recipe = runs.recipe_of(run, trusted=arguments.trust)
     step, network, params = restore(run, recipe)
     if arguments.merged:
         network, params = adapt.merge(network, params)
@@ -114,7 +115,9 @@ def read_scores(path: str) -> dict[str, Score]:
 
 def trained(run: Run, recipe: Recipe, step: int) -> Trained:
     machine: dict[str, Any] = dict(run.sessions[-1].get("machine", {})) if run.sessions else {}
-    data = sorted({str(objective.data) for objective in recipe.objectives.values()})
+    # Where data lies on this machine is nobody's business; what it is called there is.
+    told = places.nameless(recipe)
+    data = sorted({str(objective.data) for objective in told.objectives.values()})
     return Trained(
         recipe=" ".join([run.recipe, *run.overrides]),
         commit=run.commit,
@@ -183,5 +186,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--scores", metavar="FILE", help='what "mplug2 eval --out" wrote')
     parser.add_argument("--licence", default="Apache-2.0", help="SPDX name of the weights' licence")
+    runs.add_option(parser)
     parser.add_argument("--source", default="", help="where the weights come from: an address or a sentence")
     return parser

@@ -1,4 +1,5 @@
-"""`mplug2 show NAME`: explains a recipe (routes, parameters, FLOPs, modes), a module (sizes) or a card."""
+"""`mplug2 show NAME`: explains a recipe (routes, parameters, FLOPs, modes), a run's, a module (sizes) or a
+card."""
 
 import argparse
 import dataclasses
@@ -11,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from mplug2 import anatomy, composition, hub, modules, recipes
+from mplug2.checkpoint import Checkpoints
 from mplug2.data.stream import check_data
 from mplug2.errors import CardError, DataError, RecipeError, nearest
 from mplug2.hub import readme, release
@@ -18,6 +20,8 @@ from mplug2.hub.card import Card
 from mplug2.network import Network
 from mplug2.overrides import apply
 from mplug2.recipe import Recipe
+from mplug2.recipes import runs
+from mplug2.run import Run, is_run, read_run
 
 WIDTH_OF_A_PIPE = 120
 
@@ -38,14 +42,18 @@ def count(number: float) -> str:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="mplug2 show",
-        description="Explain a recipe (NAME, NAME.SIZE or FILE.py:FUNCTION), a module or a card.",
+        description="Explain a recipe (NAME, NAME.SIZE or FILE.py:FUNCTION), a run, a module or a card.",
         epilog="example: mplug2 show video_qa.base modules.universal.depth=3",
     )
-    parser.add_argument("name", metavar="NAME", help="a recipe, a module or a card")
+    parser.add_argument("name", metavar="NAME", help="a recipe, a run, a module or a card")
     parser.add_argument(
         "overrides", nargs="*", metavar="field=value", help="change the recipe first, by dotted path"
     )
+    runs.add_option(parser)
     given = parser.parse_args(argv)
+    if is_run(given.name):
+        show_run(read_run(given.name), given.overrides, console(), trusted=given.trust)
+        return 0
     if given.name in modules.MODULES:
         if given.overrides:
             raise RecipeError(f"{given.name} is a module; field=value changes recipes")
@@ -67,6 +75,14 @@ def main(argv: list[str]) -> int:
         )
     show_recipe(apply(recipes.find(given.name), given.overrides), console())
     return 0
+
+
+def show_run(run: Run, changes: list[str], screen: Console, *, trusted: bool = False) -> None:
+    recipe, steps = runs.recipe_of(run, changes, trusted=trusted), Checkpoints(run.path).steps
+    kept = f"checkpoints of steps {', '.join(map(str, steps))}" if steps else "no checkpoint yet"
+    words = " ".join([run.recipe, *run.overrides])
+    screen.print(f"{run.path}  a run of {words}: {kept}", soft_wrap=True, markup=False)
+    show_recipe(recipe, screen)
 
 
 def show_module(name: str, screen: Console) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mplug2.data.stream import Mixture
+from mplug2.data.stream import shares
 
 SEEN = 16
 READ = 1000
@@ -17,22 +17,22 @@ def digest(data: Any, split: str = "train") -> str:
     of READ of them and, with their pixels, SEEN of them, evenly spaced. Raises DataError where it cannot be
     read."""
     found = hashlib.sha256()
-    for part in data.parts if isinstance(data, Mixture) else (data,):
+    for part, _ in shares(data):
         source = part.source(split)
         found.update(f"{len(source)}\n".encode())
         if hasattr(source, "texts"):
-            for index in _spaced(len(source), READ):
-                _add(found, source.texts(index))
-        for index in _spaced(len(source), SEEN):
-            _add(found, source[index])
+            for index in spaced(len(source), READ):
+                add(found, source.texts(index))
+        for index in spaced(len(source), SEEN):
+            add(found, source[index])
     return found.hexdigest()
 
 
-def _spaced(count: int, most: int) -> list[int]:
+def spaced(count: int, most: int) -> list[int]:
     return sorted({place * (count - 1) // max(1, min(most, count) - 1) for place in range(min(most, count))})
 
 
-def _add(found: Any, example: dict[str, Any]) -> None:
+def add(found: Any, example: dict[str, Any]) -> None:
     for name in sorted(example):
         value = example[name]
         found.update(f"{name}\n".encode())

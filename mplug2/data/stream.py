@@ -14,13 +14,18 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import grain
 import numpy as np
 
+from mplug2.data.examples import check, source_of
 from mplug2.data.tokens import SPECIAL, Tokenizer
 from mplug2.errors import DataError, nearest
+from mplug2.fields import said
+from mplug2.mistakes import in_words
+from mplug2.source import install, installed
 
 Batch = dict[str, np.ndarray]
 _ENDLESS = sys.maxsize
@@ -113,7 +118,11 @@ class Stream(Iterator[dict[str, Batch]]):
 
             if not flags.FLAGS.is_parsed():  # Grain's workers read them, and only absl.app parses them
                 flags.FLAGS(sys.argv[:1])
-            steps = steps.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
+            # First of all a worker must be able to import what recipe files define.
+            begin = partial(install, installed())
+            steps = steps.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=self._workers), worker_init_fn=begin
+            )
         return iter(steps)
 
 
@@ -122,11 +131,16 @@ def _stop(running: list[Any]) -> None:
         running.pop().close()
 
 
+def shares(data: Any) -> list[tuple[Any, float]]:
+    """The data sets that are mixed, each with its share."""
+    return list(data.parts.items()) if isinstance(data, Mixture) else [(data, 1.0)]
+
+
 def check_data(feeds: Mapping[str, Feed], split: str = "train") -> None:
     """Raises DataError if the data of a feed is not there; nothing but its annotations is read."""
-    for feed in feeds.values():
-        for data in feed.data.parts if isinstance(feed.data, Mixture) else [feed.data]:
-            data.source(split)
+    for name, feed in feeds.items():
+        for data, _ in shares(feed.data):
+            source_of(data, split, f"the data of {name}")
 
 
 def stream(
@@ -156,7 +170,14 @@ def collate(
     examples: Sequence[Mapping[str, Any]], lengths: Mapping[str, int], tokenizer: Tokenizer, seed: int
 ) -> Batch:
     """Raw examples -> one batch. Raises DataError on a field they lack, or on clips of different shapes."""
+    for example in examples:
+        check(example)
     first = examples[0]
+    for field in ("clips", "label"):
+        if lacking := [example["index"] for example in examples if (field in example) != (field in first)]:
+            raise DataError(
+                f'"{field}" is in some examples and not in others: compare {lacking[0]} to the first'
+            )
     batch: Batch = {"index": np.array([example["index"] for example in examples], np.int32)}
     if "clips" in first:
         shapes = {example["clips"].shape for example in examples}
@@ -177,6 +198,11 @@ def collate(
             known = [name for name, value in first.items() if isinstance(value, str)] + ["masked"]
             raise DataError(
                 f'no text field "{field}" in the data; it has {", ".join(known)}{nearest(field, known)}'
+            )
+        if wrong := [one for one in examples if not isinstance(one.get(written), str)]:
+            raise DataError(
+                f'example {wrong[0]["index"]}: its "{written}" is {said(wrong[0].get(written))}, '
+                "expected a text"
             )
         batch[field] = np.stack([tokenizer.encode(example[written], length) for example in examples])
     if "masked" in lengths:
@@ -235,14 +261,14 @@ class _Steps:
     def __post_init__(self) -> None:
         orders = {}
         for place, (name, feed) in enumerate(self.feeds.items()):
-            parts = feed.data.parts if isinstance(feed.data, Mixture) else {feed.data: 1.0}
+            parts = shares(feed.data)
             seeds = (self.seed * 1009 + place * 31 + number for number in range(len(parts)))
             shuffled = [
-                _shuffled(data.source(self.split), seed) for data, seed in zip(parts, seeds, strict=True)
+                _shuffled(source_of(data, self.split, f"the data of {name}"), seed)
+                for (data, _), seed in zip(parts, seeds, strict=True)
             ]
-            orders[name] = (
-                grain.MapDataset.mix(shuffled, list(parts.values())) if len(parts) > 1 else shuffled[0]
-            )
+            weights = [share for _, share in parts]
+            orders[name] = grain.MapDataset.mix(shuffled, weights) if len(parts) > 1 else shuffled[0]
         object.__setattr__(self, "_orders", orders)
 
     def __len__(self) -> int:
@@ -253,12 +279,11 @@ class _Steps:
         for name, feed in self.feeds.items():
             first = (self.start + index) * feed.batch
             order = self._orders[name]  # pyright: ignore[reportAttributeAccessIssue]
-            examples = [order[first + row] for row in self.rows[name]]
-            batches[name] = collate(examples, feed.lengths, self.tokenizer, self.seed)
+            with in_words(f"the data of {name}", kind=DataError):
+                examples = [order[first + row] for row in self.rows[name]]
+                batches[name] = collate(examples, feed.lengths, self.tokenizer, self.seed)
         return batches
 
 
 def _shuffled(source: Source, seed: int) -> grain.MapDataset:
-    if not len(source):
-        raise DataError("an empty data set cannot be streamed")
     return grain.MapDataset.source(source).seed(seed % 2**32).shuffle().repeat()

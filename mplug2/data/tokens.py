@@ -19,6 +19,7 @@ import numpy as np
 import sentencepiece
 
 from mplug2.errors import DataError
+from mplug2.places import Place
 
 SPECIAL = {"pad": 0, "unknown": 1, "begin": 2, "end": 3, "mask": 4}
 
@@ -67,7 +68,7 @@ class SentencePiece:
     """A SentencePiece model: the name of a shipped one, or a path. Raises DataError if it cannot be read or
     if its special ids are not those of SPECIAL."""
 
-    model: str = "handwriting.model"
+    model: Place = "handwriting.model"
 
     @functools.cached_property
     def content(self) -> bytes:

@@ -19,9 +19,11 @@ import numpy as np
 from mplug2.data.annotations import Annotations, Entry, inside
 from mplug2.data.augment import View, Whole
 from mplug2.data.clips import read_video
+from mplug2.data.inventory import Inventory, of_files
 from mplug2.data.pixels import Preprocessing
 from mplug2.data.wording import Plain, Wording
 from mplug2.errors import DataError
+from mplug2.places import Place
 
 ENDINGS = (".mp4", ".avi", ".webm", ".mkv", ".gif")
 """What a video's id is completed with, in this order; an id may also have its ending already."""
@@ -34,7 +36,7 @@ class Videos:
     `clips.frame_indices`). `passes`: how often a train epoch comes to every example, with other frames and
     another view each time. Raises DataError as `source` reads the annotations."""
 
-    root: str
+    root: Place
     annotations: Annotations
     videos: str = "videos"
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
@@ -71,6 +73,14 @@ class Videos:
     def written(self, split: str) -> "VideoSource":
         """The same source for its `texts` alone: no video has to be there."""
         return VideoSource(self, split, self._entries(split), {})
+
+    def inventory(self, split: str) -> Inventory:
+        """What a run remembers of a split. Raises DataError."""
+        source, said = self.source(split), hashlib.sha256()
+        for entry in source.entries:
+            said.update(repr((entry.video, entry.captions, entry.question, entry.answers)).encode())
+        name = str(getattr(self.annotations, split, "") or "the annotations")
+        return of_files(len(source), {name: said.hexdigest()}, source.files)
 
     def _entries(self, split: str) -> tuple[Entry, ...]:
         root = Path(self.root)

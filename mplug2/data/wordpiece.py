@@ -17,6 +17,7 @@ from tokenizers import models, normalizers, pre_tokenizers
 
 from mplug2.data.tokens import SPECIAL, shipped_or_read
 from mplug2.errors import DataError, nearest
+from mplug2.places import Place
 from mplug2.roles import PAD
 
 TOKENS = {"pad": "[PAD]", "unknown": "[UNK]", "begin": "[CLS]", "end": "[SEP]", "mask": "[MASK]"}
@@ -34,7 +35,7 @@ class WordPiece:
     ones also drop accents. Raises DataError if it cannot be read, repeats a token, lacks one of TOKENS, or
     does not begin with [PAD]."""
 
-    vocabulary: str
+    vocabulary: Place
     lowercase: bool = True
 
     @functools.cached_property

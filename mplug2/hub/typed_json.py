@@ -80,6 +80,8 @@ def decode(hint: Any, value: Any, where: str) -> Any:
         right = type(value) is int and abs(value) <= arguments[1]
         expect(right, where, value, f"a whole number of at most {arguments[1]}")
         return value
+    if hint is Any:
+        return value
     if origin in (typing.Union, types.UnionType):
         return _decode_choice(arguments, value, where)
     if origin is tuple:

@@ -1,0 +1,80 @@
+"""Whose code a run's recipe file is: what this user made carries a mark that only this user can make.
+
+A run of a recipe file holds Python. A folder may come from anybody, so the run carries an HMAC-SHA256 over
+its sources, by a secret that lies in this user's cache folder (mplug2.files.cache_folder) and nowhere else.
+"""
+
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from mplug2.errors import CheckpointError
+from mplug2.files import CACHE, cache_folder
+
+_BYTES = 32
+
+
+def mark(facts: Mapping[str, object]) -> str:
+    """The mark of what this user made. Raises CheckpointError where the secret can be neither read nor
+    kept."""
+    try:
+        return _mark(_made_key(), facts)
+    except OSError as error:
+        raise CheckpointError(
+            f"the secret that marks a run as this user's cannot be kept at {_path()} "
+            f"({error.strerror or error}); {CACHE} names another folder"
+        ) from None
+
+
+def is_ours(facts: Mapping[str, object], marked: str) -> bool:
+    """Whether this user made that mark, of these facts."""
+    key = _read_key()
+    return key is not None and hmac.compare_digest(_mark(key, facts), marked)
+
+
+def _mark(key: bytes, facts: Mapping[str, object]) -> str:
+    said = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    return hmac.new(key, b"mplug2 run\n" + said.encode(), hashlib.sha256).hexdigest()
+
+
+def _path() -> Path:
+    return cache_folder() / "key"
+
+
+def _read_key() -> bytes | None:
+    try:
+        key = _path().read_bytes()
+    except OSError:
+        return None
+    return key if len(key) == _BYTES else None
+
+
+def _made_key() -> bytes:
+    """The secret; where there is none, a new one. Of two processes that make one, the first wins."""
+    if key := _read_key():
+        return key
+    path = _path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".key.")  # its owner's alone
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secrets.token_bytes(_BYTES))
+            file.flush()
+            os.fsync(descriptor)
+        if path.is_file() and _read_key() is None:  # cut short, or another's: it marks nothing
+            os.replace(temporary, path)
+        else:
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+    if (key := _read_key()) is None:
+        raise PermissionError(13, "it cannot be read")
+    return key

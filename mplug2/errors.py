@@ -28,12 +28,6 @@ class DownloadError(Mplug2Error):
     """A file that cannot be had from any of its addresses, or a cache that cannot be used."""
 
 
-def printable(text: str) -> str:
-    """`text` as one line, without what a terminal would obey instead of showing it: a stranger may have
-    written it."""
-    return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
-
-
 def nearest(name: str, names: Iterable[str]) -> str:
     """` (did you mean "x"?)` with the closest of `names`, or an empty string when none is close."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)

@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
-from rich.console import Console
 from rich.progress import Progress
 
 from mplug2 import processes
+from mplug2.console import Console
 from mplug2.data.tokens import Tokenizer
 from mplug2.errors import RecipeError, nearest
 from mplug2.evaluations import (

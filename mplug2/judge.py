@@ -3,9 +3,8 @@ the validation split, of the running averages where the recipe keeps them."""
 
 from collections.abc import Mapping
 
-from rich.console import Console
-
 from mplug2 import processes
+from mplug2.console import Console
 from mplug2.errors import RecipeError, nearest
 from mplug2.evaluate import evaluate
 from mplug2.inference import Compiled

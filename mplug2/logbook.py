@@ -11,11 +11,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from tensorboardX import SummaryWriter
 
 from mplug2 import files
+from mplug2.console import Console
 
 METRICS = "metrics.jsonl"
 PLAIN_SECONDS = 10.0  # between plain lines
@@ -36,10 +36,10 @@ class Logbook:
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
         self._console = console or Console()
         self._bar = Progress(
-            TextColumn(name),
+            TextColumn(name, markup=False),
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[said]}"),
+            TextColumn("{task.fields[said]}", markup=False),
             console=self._console,
             disable=not self._console.is_terminal,
         )
@@ -86,7 +86,7 @@ class Logbook:
 
     def say(self, sentence: str) -> None:
         """A line above the bar."""
-        self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(sentence, soft_wrap=True)
 
     def close(self) -> None:
         self._bar.stop()

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from mplug2 import files
+from mplug2.console import Console
 from mplug2.metrics import bootstrap
 from mplug2.run import commit
 

@@ -210,8 +210,9 @@ def own_batches(recipe: "Recipe") -> Batches:
 
 
 def show(recipe: "Recipe", report: "StepReport") -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from mplug2.console import console
 
     times, execution = report.times, recipe.execution
     low, high = times.quartiles
@@ -253,7 +254,7 @@ def show(recipe: "Recipe", report: "StepReport") -> None:
     rows["loss"] = f"{report.losses[0]:.3f}, then {report.losses[1]:.3f} after {len(times.wall)} steps more"
     for name, value in rows.items():
         table.add_row(name, value)
-    Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
+    console().print(table)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -294,10 +295,10 @@ def measure_generate(asked: argparse.Namespace) -> int:
 
 
 def show_generated(asked: argparse.Namespace, reports: "list[GenerateReport]", speed: float) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from mplug2 import benchmark
+    from mplug2.console import console
 
     table = Table(
         title=f"bench generate: {asked.size}, beam {asked.beams}, {asked.tokens} tokens, "
@@ -318,9 +319,8 @@ def show_generated(asked: argparse.Namespace, reports: "list[GenerateReport]", s
             f"{report.rate / speed:.0%} ({report.rate / 1e9:.1f} GB/s)",
             f"{report.compile:.0f} s",
         )
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    console.print(table)
-    console.print(f"resident memory at most {max(report.resident for report in reports) / 1e9:.2f} GB")
+    console().print(table)
+    console().print(f"resident memory at most {max(report.resident for report in reports) / 1e9:.2f} GB")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -331,10 +331,10 @@ def measure_load(asked: argparse.Namespace) -> int:
     import tempfile
     from pathlib import Path
 
-    from rich.console import Console
     from rich.table import Table
 
     from mplug2 import benchmark_load
+    from mplug2.console import console
 
     with tempfile.TemporaryDirectory(prefix="mplug2-") as folder:
         report = benchmark_load.measure_load(Path(folder), asked.megabytes * 1_000_000, asked.steps)
@@ -357,5 +357,5 @@ def measure_load(asked: argparse.Namespace) -> int:
             middle = float(np.median(seconds))
             said = f"{middle:.3f} s ({min(seconds):.3f} to {max(seconds):.3f})"
             table.add_row(name, "", said, f"{report.bytes / middle / 1e9:.2f}", "")
-    Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(table)
+    console().print(table)
     return 0

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
-from rich.console import Console
 
 from mplug2 import hub, overrides, processes, recipes
+from mplug2.console import Console
 from mplug2.data.pixels import Preprocessing
 from mplug2.data.tokens import Tokenizer
 from mplug2.errors import RecipeError, nearest

@@ -1,8 +1,11 @@
 """`mplug2 COMMAND ...`: finds the command's file and turns refusals into one line and an exit status.
 
-Exit status: 0 done, 1 the command's own "no", 2 refused (one line on stderr), 130 interrupted.
+Exit status: 0 done, 1 the command's own "no", 2 refused (one line on stderr), 130 interrupted. Standard
+output that is lost fails the commands whose product it is, unless its reader has left; work goes on without
+it.
 """
 
+import errno
 import hashlib
 import importlib
 import os
@@ -11,7 +14,8 @@ import sys
 from pathlib import Path
 
 import mplug2
-from mplug2.errors import Mplug2Error, nearest, printable
+from mplug2 import screen
+from mplug2.errors import Mplug2Error, nearest
 from mplug2.files import cache_folder
 
 # command -> (file in tools/, what it does)
@@ -54,20 +58,44 @@ def usage() -> str:
     )
 
 
+SHOWING = ("bench", "cache", "eval", "lock", "modules", "parity", "plan", "predict", "recipes", "show")
+"""Commands whose product is what they print, unless an option names a file for it."""
+
+FILES = {"eval": "--out", "lock": "--out", "plan": "--json"}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run `argv` (default: the process's own arguments) and return the exit status."""
+    words = sys.argv[1:] if argv is None else argv
+    with screen.held(tell=not _shows(words)) as out:
+        status = _run(words)
+        out.flush()
+        # `mplug2 recipes | head`: a reader that has left is no error
+        if status == 0 and out.lost and out.lost.errno != errno.EPIPE and _shows(words):
+            status = _refuse(out.reason)
+    return status
+
+
+def _shows(words: list[str]) -> bool:
+    """Is what is printed all that comes of it?"""
+    command, rest = (words or [""])[0], words[1:]
+    if command not in COMMANDS or {"-h", "--help"} & set(rest):
+        return True
+    file = FILES.get(command, "")
+    written = any(len(word) > 3 and file.startswith(word.partition("=")[0]) for word in rest)
+    return command in SHOWING and not written
+
+
+def _run(words: list[str]) -> int:
     try:
-        status = _dispatch(sys.argv[1:] if argv is None else argv)
-        sys.stdout.flush()
-        return status
+        return _dispatch(words)
     except Mplug2Error as error:
         return _refuse(str(error))
+    except SystemExit as stop:  # argparse has printed a help text
+        return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
         print("mplug2: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `mplug2 recipes | head`: the reader has left, which is not an error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:  # a full disk, a folder that may not be written
         return _refuse(f"{error.filename or 'a file'}: {error.strerror or error}")
 
@@ -109,7 +137,7 @@ def processor() -> str:
 
 
 def _refuse(reason: str) -> int:
-    print(f"mplug2: error: {printable(reason)}", file=sys.stderr)
+    screen.note(f"error: {reason}")
     return 2
 
 

@@ -5,8 +5,9 @@ import argparse
 from rich.table import Table
 
 from mplug2 import anatomy, modules
+from mplug2.console import console
 from mplug2.network import Network
-from mplug2.tools.show import console, count
+from mplug2.tools.show import count
 
 
 def main(argv: list[str]) -> int:

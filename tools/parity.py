@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from mplug2.tools.show import console
+from mplug2.console import console
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     screen = console()
     screen.print(table)
     for case, what, why in result.unused:
-        screen.print(f"not compared: {case}, {what}: {why}", markup=False, soft_wrap=True)
+        screen.print(f"not compared: {case}, {what}: {why}", soft_wrap=True)
     misses = len(result.misses)
     screen.print(f"{len(result.checks) - misses} of {len(result.checks)} comparisons hold")
     return 1 if misses else 0

@@ -12,10 +12,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mplug2 import files, plan, recipes
+from mplug2.console import Console, bold, console
 from mplug2.errors import RecipeError
 from mplug2.network import Network
 from mplug2.overrides import apply
@@ -23,7 +24,7 @@ from mplug2.plan import Plan, machines, search, textbook
 from mplug2.plan.search import Search
 from mplug2.recipe import Recipe
 from mplug2.sharding import Mesh
-from mplug2.tools.show import console, count
+from mplug2.tools.show import count
 
 
 def main(argv: list[str]) -> int:
@@ -89,7 +90,7 @@ def main(argv: list[str]) -> int:
 def _progress(task: str) -> Iterator[search.Say]:
     """On a terminal a line that moves, with what is being done; nothing elsewhere."""
     screen = Console(stderr=True)
-    with screen.status(task) as status:
+    with screen.status(task, spinner="line") as status:
         yield lambda doing: status.update(f"{task}: {doing}")
 
 
@@ -105,7 +106,7 @@ def _write(path: str | None, report: object) -> None:
 def show_plan(made: Plan, screen: Console) -> None:
     devices = math.prod(made.mesh.values())
     mesh = ", ".join(f"{axis} {size}" for axis, size in made.mesh.items())
-    screen.print(f"[bold]{made.recipe}[/bold] on {made.topology} ({devices} devices; {mesh})")
+    screen.print(bold(made.recipe), f"on {made.topology} ({devices} devices; {mesh})")
     screen.print(
         f"batch {made.batch} (all feeds), remat {made.remat}, compiled in {made.compile_seconds:.0f} s"
     )
@@ -125,14 +126,14 @@ def _show_memory(made: Plan, screen: Console) -> None:
     table.add_row("  of it activations kept for the backward pass, at most", said(made.activations))
     if made.code:
         table.add_row("program", said(made.code))
-    table.add_row("[bold]at most[/bold]", f"[bold]{said(made.total)}[/bold]")
+    table.add_row(bold("at most"), bold(said(made.total)))
     screen.print(table)
     if made.memory is None:
         screen.print("A CPU device has what its machine has: whether this fits is not said.")
     else:
         share = made.total / made.memory
-        verdict = "[green]fits[/green]" if made.fits else "[red]does not fit[/red]"
-        screen.print(f"{verdict}: {share:.0%} of {said(made.memory)}")
+        verdict = ("fits", "green") if made.fits else ("does not fit", "red")
+        screen.print(Text.assemble(verdict, f": {share:.0%} of {said(made.memory)}"))
 
 
 def _show_flows(made: Plan, screen: Console) -> None:
@@ -143,7 +144,7 @@ def _show_flows(made: Plan, screen: Console) -> None:
         seconds = "" if flow.seconds is None else f"{flow.seconds:.2g}"
         table.add_row(flow.kind, flow.axes, str(flow.runs), said(flow.sent), said(flow.paper), seconds)
     sent, paper = (sum(getattr(flow, kind) for flow in made.flows) for kind in ("sent", "paper"))
-    table.add_row("[bold]all[/bold]", "", "", said(sent), said(paper), "")
+    table.add_row(bold("all"), "", "", said(sent), said(paper), "")
     screen.print(table)
 
 

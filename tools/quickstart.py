@@ -12,9 +12,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from rich.console import Console
 
 from mplug2 import hub, overrides, recipes
+from mplug2.console import Console, bold
 from mplug2.data.handwriting import Handwriting
 from mplug2.evaluate import evaluate
 from mplug2.logbook import clock, read_metrics
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     jax.config.update("jax_compilation_cache_dir", str((out / "compiled").resolve()))
 
     def say(sentence: str) -> None:
-        console.print(f"[bold]{clock(time.perf_counter() - began)}[/bold]  {sentence}", soft_wrap=True)
+        console.print(bold(clock(time.perf_counter() - began)), f" {sentence}", soft_wrap=True)
 
     recipe = overrides.apply(recipes.find(RECIPE), asked.overrides)
     models: dict[str, tuple[Network, Parameters]] = {}

@@ -3,9 +3,10 @@
 import argparse
 
 from rich.table import Table
+from rich.text import Text
 
 from mplug2 import recipes
-from mplug2.tools.show import console
+from mplug2.console import bold, console
 
 
 def main(argv: list[str]) -> int:
@@ -18,8 +19,8 @@ def main(argv: list[str]) -> int:
     for name, teaches in recipes.RECIPES.items():
         sizes = list(recipes.sizes(name))
         default = recipes.default_size(sizes)
-        sizes = [f"[bold]{size}[/bold]*" if size == default else size for size in sizes]
-        table.add_row(name, teaches, ", ".join(sizes), ", ".join(recipes.find(name).modules))
+        marked = [bold(f"{size}*") if size == default else Text(size) for size in sizes]
+        table.add_row(name, teaches, Text(", ").join(marked), ", ".join(recipes.find(name).modules))
     console().print(table)
     console().print(
         "NAME alone means the size with a star; path/to/file.py:function is a recipe of your own."

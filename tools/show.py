@@ -7,12 +7,12 @@ import math
 import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
 from mplug2 import anatomy, composition, hub, modules, recipes
 from mplug2.checkpoint import Checkpoints
+from mplug2.console import Console, bold, console
 from mplug2.data.stream import check_data
 from mplug2.errors import CardError, DataError, RecipeError, nearest
 from mplug2.hub import readme, release
@@ -22,13 +22,6 @@ from mplug2.overrides import apply
 from mplug2.recipe import Recipe
 from mplug2.recipes import runs
 from mplug2.run import Run, is_run, read_run
-
-WIDTH_OF_A_PIPE = 120
-
-
-def console() -> Console:
-    """Tables as wide as the terminal; into a pipe, as wide as is read well."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_OF_A_PIPE)
 
 
 def count(number: float) -> str:
@@ -81,15 +74,15 @@ def show_run(run: Run, changes: list[str], screen: Console, *, trusted: bool = F
     recipe, steps = runs.recipe_of(run, changes, trusted=trusted), Checkpoints(run.path).steps
     kept = f"checkpoints of steps {', '.join(map(str, steps))}" if steps else "no checkpoint yet"
     words = " ".join([run.recipe, *run.overrides])
-    screen.print(f"{run.path}  a run of {words}: {kept}", soft_wrap=True, markup=False)
+    screen.print(f"{run.path}  a run of {words}: {kept}", soft_wrap=True)
     show_recipe(recipe, screen)
 
 
 def show_module(name: str, screen: Console) -> None:
     config = modules.find(name)
     doc = sys.modules[config.__module__].__doc__ or ""
-    screen.print(f"[bold]{name}[/bold]  {config.__module__}:{config.__name__}", soft_wrap=True)
-    screen.print(Padding(doc.strip(), (1, 2)), markup=False)
+    screen.print(bold(name), f" {config.__module__}:{config.__name__}", soft_wrap=True)
+    screen.print(Padding(doc.strip(), (1, 2)))
     fields = [field.name for field in dataclasses.fields(config)]
     table = Table("size", *fields, "parameters")
     for size, make in modules.sizes(name).items():
@@ -123,7 +116,7 @@ def show_recipe(recipe: Recipe, screen: Console) -> None:
     composition.check_modules(recipe)
     parts, sizes = anatomy.dissect(recipe), anatomy.parameters(Network(recipe.parts))
     execution, optimizer = recipe.execution, recipe.optimizer
-    screen.print(f"[bold]{recipe.name}[/bold]  {count(sum(sizes.values()))} parameters")
+    screen.print(bold(recipe.name), f" {count(sum(sizes.values()))} parameters")
     screen.print(
         f"{recipe.steps} steps of AdamW, rate {optimizer.learning_rate:g} after {optimizer.warmup} warm-up; "
         f"{execution.dtype}, remat {execution.remat}, {math.prod(dataclasses.astuple(recipe.mesh))} device(s)"
@@ -148,16 +141,15 @@ def show_recipe(recipe: Recipe, screen: Console) -> None:
     for name, part in parts.items():
         objective = recipe.objectives[name]
         screen.print(
-            f"\n[bold]{name}[/bold]  task {objective.task.__name__}, weight {objective.weight:g}, "
+            bold(f"\n{name}"),
+            f" task {objective.task.__name__}, weight {objective.weight:g}, "
             f"batch {objective.batch} of {objective.data}",
             soft_wrap=True,
         )
-        screen.print(Padding(anatomy.diagram(part), (0, 2)), markup=False)
+        screen.print(Padding(anatomy.diagram(part), (0, 2)))
         work = sorted(part.flops.items(), key=lambda item: -item[1])
         said = ", ".join(f"{owner} {count(flops)}" for owner, flops in work)
-        screen.print(
-            Padding(f"FLOP an example: {count(sum(part.flops.values()))} ({said})", (0, 2)), markup=False
-        )
+        screen.print(Padding(f"FLOP an example: {count(sum(part.flops.values()))} ({said})", (0, 2)))
 
     screen.print(f"\nEvaluations: {', '.join(recipe.evaluations) or 'none'}")
     for reason in missing:

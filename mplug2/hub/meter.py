@@ -5,6 +5,8 @@ import time
 from types import TracebackType
 from typing import Any
 
+from mplug2.screen import note
+
 
 class Meter:
     """Is told how a download goes, and says nothing."""
@@ -39,7 +41,7 @@ class Bar(Meter):
 
     def begin(self, name: str, size: int) -> None:
         self._name, self._size, self._began, self._first = name, size, time.monotonic(), None
-        if not sys.stderr.isatty():
+        if sys.stderr is None or not sys.stderr.isatty():
             return
         if self._progress is None:
             self._progress = _progress()
@@ -57,15 +59,16 @@ class Bar(Meter):
 
     def say(self, sentence: str) -> None:
         if self._progress is not None:
-            self._progress.console.print(sentence, markup=False, highlight=False)
+            self._progress.console.print(sentence)
         else:
-            print(f"mplug2: {sentence}", file=sys.stderr)
+            note(sentence)
 
 
 def _progress() -> Any:
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.progress import TransferSpeedColumn as Speed
+
+    from mplug2.console import Console
 
     text = TextColumn("{task.description}", markup=False)  # names are strangers'
     columns = (text, BarColumn(), DownloadColumn(), Speed(), TimeRemainingColumn())

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from mplug2 import files
-from mplug2.errors import CardError, printable
+from mplug2.errors import CardError
 from mplug2.hub.card import Card, Parent, Parents
 from mplug2.roles import base_of
 from mplug2.scores import said
+from mplug2.screen import printable
 
 NAME = "README.md"
 LARGEST = 1_000_000

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from mplug2.errors import Mplug2Error
+
 CACHE = "MPLUG2_CACHE"
 _PATIENCE = 60.0  # seconds; a folder is locked for as long as some renames take
 
@@ -134,6 +136,16 @@ def copy(source: Path, path: Path) -> None:
         shutil.copyfileobj(content, file, 1 << 20)
 
 
+@contextmanager
+def refusing(kind: type[Mplug2Error], place: Path) -> Iterator[None]:
+    """Raises `kind` for an OSError: which file cannot be written (`place` where the system names none), and
+    why."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{error.filename or place}: cannot be written ({error.strerror or error})") from None
+
+
 # --- Folders
 
 
@@ -177,21 +189,25 @@ def _become(beside: Path, folder: Path) -> None:
 
 @contextmanager
 def named(place: Path, other: Path) -> Iterator[None]:
-    """An OSError that names a file below `place` names that below `other` instead: people know nothing of
+    """A refusal that names a file below `place` names that below `other` instead: people know nothing of
     temporary folders."""
     try:
         yield
     except OSError as error:
-        if isinstance(error.filename, str) and error.filename.startswith(str(place)):
-            error.filename = str(other) + error.filename.removeprefix(str(place))
+        if isinstance(error.filename, str):
+            error.filename = error.filename.replace(str(place), str(other))
         raise
+    except Mplug2Error as error:
+        if str(place) not in str(error):
+            raise
+        raise type(error)(str(error).replace(str(place), str(other))) from None
 
 
 @contextmanager
 def locked(folder: Path, *, exclusive: bool) -> Iterator[None]:
-    """While it is entered, whoever enters it, too, waits: readers for the one who changes what is in `folder`,
-    and that one for all others. It ends with the process. Where the file system knows no such locks, or the
-    folder is not there, nobody waits. Raises TimeoutError after a minute."""
+    """While it is entered, readers wait for the one who changes what is in `folder`, and that one for all
+    others. It ends with the process. Where the file system knows no such locks, or the folder is not there,
+    nobody waits. Raises TimeoutError after a minute."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:

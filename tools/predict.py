@@ -4,14 +4,14 @@ each other."""
 import argparse
 import json
 import sys
-from pathlib import Path
 
 from mplug2.card_wording import wording_of
 from mplug2.errors import DataError
 from mplug2.hub import bundle
+from mplug2.opening import CARDS, Kind, opened
 from mplug2.predict import Predictor
 from mplug2.recipes import runs
-from mplug2.run import is_run, read_run
+from mplug2.run import read_run
 from mplug2.trained import restore
 
 
@@ -42,7 +42,10 @@ def main(argv: list[str]) -> None:
 def open_predictor(source: list[str], *, trusted: bool = False) -> Predictor:
     """Of a run directory, of a bundle, or of cards: shelf names, families, files, directories; nothing is the
     shelf's default."""
-    if len(source) == 1 and is_run(source[0]):
+    taken = (Kind.RUN, Kind.BUNDLE, *CARDS) if len(source) == 1 else CARDS
+    words = [opened(word, "predict", *taken) for word in source]
+    first = words[0].kind if words else None
+    if first is Kind.RUN:
         run = read_run(source[0])
         recipe = runs.recipe_of(run, trusted=trusted)
         _, network, params = restore(run, recipe)
@@ -54,14 +57,14 @@ def open_predictor(source: list[str], *, trusted: bool = False) -> Predictor:
             wording=wording_of(recipe),
             mesh=recipe.mesh.of_process(),
         )
-    if len(source) == 1 and bundle.is_bundle(Path(source[0])):
-        opened = bundle.load(Path(source[0]))
+    if first is Kind.BUNDLE:
+        carried = bundle.load(words[0].path)
         return Predictor(
-            opened.network,
-            opened.params,
-            opened.tokenizer,
-            opened.lock.preprocessing,
-            wording=opened.wording,
+            carried.network,
+            carried.params,
+            carried.tokenizer,
+            carried.lock.preprocessing,
+            wording=carried.wording,
         )
     return Predictor.of(*source)
 

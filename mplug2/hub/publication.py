@@ -3,10 +3,10 @@
     with publication(folder) as staged: ...     # whatever is written into `staged`
 
 `staged` is a folder within `folder`. First its weights and tokenizers move out of it, under names that nobody
-has there: no file is ever replaced by other content, so a card always names the file that it was written with.
-Then the rest, the cards, becomes the folder COMMITTED by one rename: from that instant on whoever reads a card
-reads those (mplug2.hub.card.read_card), and before it none. Then they take their places, and what the replaced
-ones named is removed. Whoever publishes there next finishes what was cut off.
+has there: no file is ever replaced by other content, so a card always names the file that it was written
+with. Then the rest, the cards, becomes the folder COMMITTED by one rename: from that instant on whoever reads
+a card reads those (mplug2.hub.card.read_card), and before it none. Then they take their places, and what the
+replaced ones named is removed. Whoever publishes there next finishes what was cut off.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ _DIGITS = 16  # of a sha256: what tells a file's content in its name
 
 @dataclass(frozen=True)
 class Publication:
-    """`staged`: the folder to write into; `cards`: by name, as they are in the folder, once they are there."""
+    """`staged`: the folder to write into; `cards`: by name, as they are in their folder in the end."""
 
     staged: Path
     cards: dict[str, Card] = field(default_factory=dict)
@@ -46,17 +46,15 @@ def publication(folder: Path, *, overwrite: bool = True, page: str | None = None
     CardError; so it does where something of that name is there, unless `overwrite`."""
     made, new = not folder.exists(), None
     try:
-        with ExitStack() as stack:
+        with files.refusing(CardError, folder), ExitStack() as stack:
             folder.mkdir(parents=True, exist_ok=True)
             with files.locked(folder, exclusive=False):  # so that nobody takes it for a dead one's
                 new = Publication(Path(tempfile.mkdtemp(dir=folder, prefix=_STAGED)))
                 stack.enter_context(_held(new.staged))
-            stack.enter_context(_told(new.staged, folder))
+            stack.enter_context(files.named(new.staged, folder))
             yield new
             with files.locked(folder, exclusive=True):
                 _commit(new, folder, overwrite, page)
-    except OSError as error:
-        raise CardError(f"{error.filename or folder}: cannot be written ({error.strerror or error})") from None
     finally:
         if new is not None:
             shutil.rmtree(new.staged, ignore_errors=True)
@@ -90,16 +88,6 @@ def _is_page(path: Path, folder: Path, page: str) -> bool:
 
 
 @contextmanager
-def _told(staged: Path, folder: Path) -> Iterator[None]:
-    """Refusals name `folder`: people know nothing of the staged one."""
-    try:
-        with files.named(staged, folder):
-            yield
-    except CardError as error:
-        raise type(error)(str(error).replace(str(staged), str(folder))) from None
-
-
-@contextmanager
 def _held(staged: Path) -> Iterator[None]:
     """While it is entered, others know that somebody writes there."""
     descriptor = os.open(staged, os.O_RDONLY | os.O_CLOEXEC)
@@ -113,7 +101,7 @@ def _held(staged: Path) -> Iterator[None]:
 
 def _commit(new: Publication, folder: Path, overwrite: bool, page: str | None) -> None:
     _finish(folder)
-    cards = [read_card(path) for path in card_files(new.staged)]
+    cards = _written(new.staged)
     if not overwrite:
         check_free(folder, [card.name for card in cards], page)
     replaced = [card for card in _readable(folder) if card.name in {one.name for one in cards}]
@@ -149,6 +137,15 @@ def _commit(new: Publication, folder: Path, overwrite: bool, page: str | None) -
     files.sync(folder)
     _finish(folder)
     _sweep(folder, cards, replaced)
+
+
+def _written(staged: Path) -> list[Card]:
+    """The cards that were written, whatever they are called."""
+    cards = [read_card(path) for path in card_files(staged)]
+    for path in set(staged.glob("*.json")) - set(card_files(staged)):
+        with contextlib.suppress(CardError):
+            cards.append(read_card(path))
+    return cards
 
 
 def _readable(folder: Path) -> list[Card]:
@@ -204,7 +201,8 @@ def _sweep(folder: Path, new: Collection[Card], replaced: Collection[Card]) -> N
     old = {name for card in replaced for name in _files(card)}
     names = {name for card in new for name in _files(card)}
     of_ours = "|".join(
-        rf"{re.escape(Path(name).stem)}\.[0-9a-f]{{{_DIGITS}}}{re.escape(Path(name).suffix)}" for name in names
+        rf"{re.escape(Path(name).stem)}\.[0-9a-f]{{{_DIGITS}}}{re.escape(Path(name).suffix)}"
+        for name in names
     )
     for path in folder.iterdir():
         with contextlib.suppress(OSError):

@@ -72,8 +72,8 @@ def write(
     questions: Questions | None = None,
     base: str | None = None,
 ) -> Card:
-    """Writes one module as `<name>.safetensors` and `<name>.json` into `folder`, one file after the other, and
-    returns its card.
+    """Writes one module as `<name>.safetensors` and `<name>.json` into `folder`, one after the other; returns
+    its card.
 
     `params` is the module's own nested dict; `base` is the sha256 of what a delta adapts. Raises CardError
     when its arrays are not the config's or not finite, in their own type or in `dtype`, and when the files
@@ -112,7 +112,9 @@ def write(
     return card
 
 
-def _published(write: Callable[Concatenate[Path, Facts], Card]) -> Callable[Concatenate[str | Path, Facts], Card]:
+def _published(
+    write: Callable[Concatenate[Path, Facts], Card],
+) -> Callable[Concatenate[str | Path, Facts], Card]:
     def publish(folder: str | Path, /, *facts: Facts.args, **others: Facts.kwargs) -> Card:
         with publication(Path(folder)) as new:
             card = write(new.staged, *facts, **others)
@@ -123,4 +125,4 @@ def _published(write: Callable[Concatenate[Path, Facts], Card]) -> Callable[Conc
 
 publish = _published(write)
 """As `write`, into a folder that others read and write: card and weights of that name become these together,
-or stay what they were. Weights have the module's name or, where that is taken, one that tells their content."""
+or stay what they were. Weights have the card's name or, where that is taken, one that tells their content."""

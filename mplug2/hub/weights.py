@@ -79,6 +79,25 @@ def read_own(path: Path, sha256: str) -> dict[str, np.ndarray]:
 
 
 @contextlib.contextmanager
+def unchanged(paths: Iterable[Path]) -> Iterator[None]:
+    """What is read of mapped files while it is entered was theirs all the time. Raises CardError, at the end,
+    for one that somebody has written into."""
+    before = {path: _state(path) for path in paths}
+    yield
+    for path, state in before.items():
+        if _state(path) != state:
+            raise CardError(f"{path}: was changed while it was read")
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    try:
+        now = os.stat(path)
+    except OSError as error:
+        raise CardError(f"{path}: cannot be read ({error.strerror})") from None
+    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
+
+
+@contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[IO[bytes], int]]:
     """(a file of at least 8 bytes, their number)."""
     try:
@@ -258,8 +277,5 @@ def _size(kind: Any) -> int:
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write that takes the place of `path` when the block ends well, and leaves nothing behind when
     not."""
-    try:
-        with files.replacing(path) as file:
-            yield file
-    except OSError as error:
-        raise CardError(f"{error.filename or path}: cannot be written ({error.strerror or error})") from None
+    with files.refusing(CardError, path), files.replacing(path) as file:
+        yield file

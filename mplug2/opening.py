@@ -44,8 +44,8 @@ class Kind(enum.Enum):
 CARDS = (Kind.CARD, Kind.DELTA, Kind.FOLDER, Kind.SHELF, Kind.FAMILY)
 
 _TAKEN = {
-    Kind.RUN: '"mplug2 publish {0} --to DIR" makes cards of it; eval, predict, bundle, lock and show take it',
-    Kind.BUNDLE: '"mplug2 predict {0}" and "mplug2 eval {0}" take it, "mplug2 bundle F.tar --out DIR" unpacks it',
+    Kind.RUN: '"mplug2 publish {0} --to DIR" makes cards of it; eval, predict, bundle, lock, show take it',
+    Kind.BUNDLE: 'predict and eval take it; "mplug2 bundle F.tar --out DIR" makes a folder of a tar',
     Kind.CARD: "predict, eval, compose, merge, show and download take cards",
     Kind.DELTA: '"mplug2 predict CARDS {0}" takes it beside the cards of what it adapts',
     Kind.FOLDER: "predict, eval, compose, merge, show and download take cards",
@@ -77,19 +77,15 @@ def opened(text: str, command: str, *kinds: Kind) -> Word:
     which command takes that, UnknownWord with the nearest name; CardError for a damaged file."""
     found = look(text)
     if isinstance(found, str):
-        what = (
-            f'no card "{text}"'
-            if Kind.RECIPE not in kinds
-            else f'"{text}" is no {_listed(kinds, " or ")[2:]}'
-        )
+        only_cards = Kind.RECIPE not in kinds
+        what = f'no card "{text}"' if only_cards else f'"{text}" is no {_listed(kinds)[2:]}'
         known = [name for kind, names in _names().items() if kind in kinds for name in names]
         known += hub.shelf() if Kind.SHELF in kinds else []
-        raise UnknownWord(
-            f"{what}, {found}{nearest(text, known)}{release.hint(text)}; known are {', '.join(known) or 'none'}"
-        )
+        hints = nearest(text, known) + release.hint(text)
+        raise UnknownWord(f"{what}, {found}{hints}; known are {', '.join(known) or 'none'}")
     if found.kind not in kinds:
         raise RecipeError(
-            f"{text} is {found.kind.value}, mplug2 {command} takes {_listed(kinds, ' or ')}: "
+            f"{text} is {found.kind.value}, mplug2 {command} takes {_listed(kinds)}: "
             f"{_TAKEN[found.kind].format(text)}"
         )
     return found
@@ -173,6 +169,6 @@ def _json(path: Path) -> Kind | str:
     return Kind.DELTA if keys >= {"module", "base"} else Kind.CARD
 
 
-def _listed(kinds: Sequence[Kind], last: str) -> str:
+def _listed(kinds: Sequence[Kind]) -> str:
     names = [kind.value for kind in kinds]
-    return ", ".join(names[:-1]) + (last if names[1:] else "") + names[-1]
+    return ", ".join(names[:-1]) + (" or " if names[1:] else "") + names[-1]

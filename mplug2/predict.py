@@ -78,8 +78,11 @@ class Predictor:
         """Of cards, shelf names, families or directories (default: the shelf), with the tokenizer,
         preprocessing and wording that the cards state. Raises CardError where they do not fit together, or
         state no tokenizer or preprocessing."""
-        chosen = hub.cards(*cards)
-        network, params = hub.compose(*chosen.values())
+
+        def composed() -> tuple[Mapping[str, Card], tuple[Network, Parameters]]:
+            return (chosen := hub.cards(*cards)), hub.compose(*chosen.values())
+
+        chosen, (network, params) = hub.again(composed)
         made = cls(
             network,
             params,

@@ -5,11 +5,12 @@ mplug2.network, whatever type their file stores, and lie on this process's first
 names one, on a mesh (mplug2.hub.placing).
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -27,6 +28,7 @@ from mplug2.network import Network, Parameters, flat, nested
 from mplug2.recipe import Mode, Recipe
 from mplug2.roles import DELTA, Config, Execution, base_of
 
+T = TypeVar("T")
 DEFAULT = "small"
 """The family of shelf cards (`vision-small`, `text-small`, ...) that commands use when told nothing."""
 
@@ -142,24 +144,56 @@ def located(card: Card, meter: Meter | None = None) -> Path:
         return fetch(card.file, meter=bar)
 
 
+class Republished(CardError):
+    """A card that was published anew between the reading of it and that of its file."""
+
+
+def again(read: Callable[[], T]) -> T:
+    """What `read` gives, which reads cards and then their files: once more where they were published anew
+    meanwhile. Raises what it raises."""
+    for _ in range(8):
+        with contextlib.suppress(Republished):
+            return read()
+    return read()
+
+
 def _arrays(card: Card) -> dict[str, np.ndarray]:
     """The arrays of a card's file as it stores them, verified, which stay what they are whatever becomes of
     the file: what lies in the cache, where nobody writes into a file, is mapped, and the rest copied."""
-    path = _located(card)
-    if path.is_relative_to(Cache.default().whole):
-        return _mapped(card)
-    return _floats(path, weights.read_own(path, card.file.sha256))
+    with _of_this_publication(card):
+        path = _located(card)
+        if not path.is_relative_to(Cache.default().whole):
+            return _floats(path, weights.read_own(path, card.file.sha256))
+    return _mapped(card)
 
 
 def _mapped(card: Card, verify: bool = True) -> dict[str, np.ndarray]:
     """The same as views of the mapped file."""
-    path = _located(card)
-    return _floats(path, weights.read(path, card.file.sha256 if verify else None))
+    with _of_this_publication(card):
+        path = _located(card)
+        return _floats(path, weights.read(path, card.file.sha256 if verify else None))
+
+
+@contextlib.contextmanager
+def _of_this_publication(card: Card) -> Iterator[None]:
+    try:
+        yield
+    except CardError:
+        with contextlib.suppress(CardError):
+            if read_card(card.folder / f"{card.name}.json").file != card.file:
+                raise Republished(
+                    f"card {card.name} was published anew while it was opened: open it again"
+                ) from None
+        raise
 
 
 def _located(card: Card) -> Path:
     path = located(card)
-    if (size := path.stat().st_size) != card.file.bytes:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise CardError(f"{path}: cannot be read ({error.strerror})") from None
+    if size != card.file.bytes:
         raise CardError(f"{path}: has {size} bytes, card {card.name} says {card.file.bytes}")
     return path
 

@@ -167,15 +167,16 @@ def _inside(locked: Lock, folder: Path) -> dict[str, Card]:
     """The cards of a bundle's modules. Raises CardError unless all are in its folder with their weights, and
     nothing else is: it comes from strangers, so nothing is read or fetched from elsewhere, no array is made
     that no file of theirs holds, and there is nothing that anybody else might take for a run or a program."""
+    for module, part in locked.modules.items():
+        if part.file is None:
+            raise CardError(f"module {module} has no file; a bundle holds the weights of every module")
     there = list(os.scandir(folder))
-    _check_listed(locked, [entry.name for entry in there], f"{folder}")
+    _check_listed(locked, [entry.name for entry in there], "it")
     for entry in there:
         if not entry.is_file(follow_symlinks=False):
             raise CardError(f"{entry.name} is no regular file; a bundle holds no others")
     for module, part in locked.modules.items():
-        if part.file is None:
-            raise CardError(f"module {module} has no file; a bundle holds the weights of every module")
-        for name in (f"{part.card}.json", part.file.path):
+        for name in (f"{part.card}.json", part.file.path if part.file else ""):
             if not (folder / name).is_file():
                 raise CardError(f"module {module}: {name} is not in the bundle, which holds all its files")
     cards = lock.check(locked)
@@ -190,7 +191,7 @@ def _inside(locked: Lock, folder: Path) -> dict[str, Card]:
 
 
 def _check_listed(locked: Lock, names: list[str], where: str) -> None:
-    """Raises CardError that names whatever a bundle's lock does not list."""
+    """Raises CardError that names whatever a bundle, called `where`, holds and its lock does not list."""
     parts = [part for part in locked.modules.values() if part.file]
     listed = {lock.FILE, locked.tokenizer.file}
     listed |= {name for part in parts if part.file for name in (f"{part.card}.json", part.file.path)}

@@ -134,9 +134,11 @@ def _commit(new: Publication, folder: Path, overwrite: bool, page: str | None) -
             with contextlib.suppress(OSError):
                 path.unlink()
         raise
-    files.sync(folder)
-    _finish(folder)
-    _sweep(folder, cards, replaced)
+    try:
+        files.sync(folder)
+    finally:  # it is there, whether or not it would survive a loss of power
+        _finish(folder)
+        _sweep(folder, cards, replaced)
 
 
 def _written(staged: Path) -> list[Card]:
@@ -196,8 +198,12 @@ def _finish(folder: Path) -> None:
 
 def _sweep(folder: Path, new: Collection[Card], replaced: Collection[Card]) -> None:
     """Away with what the replaced cards named and no card names now, and with what publications that were
-    killed have left. Nothing depends on it: what cannot be removed stays."""
-    named = {name for card in _readable(folder) for name in _files(card)}
+    killed have left. Nothing depends on it: what cannot be removed stays, and all stays where a card cannot
+    be read, which may name it."""
+    try:
+        named = {name for path in card_files(folder) for name in _files(read_card(path))}
+    except CardError:
+        return
     old = {name for card in replaced for name in _files(card)}
     names = {name for card in new for name in _files(card)}
     of_ours = "|".join(

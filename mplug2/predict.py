@@ -79,14 +79,15 @@ class Predictor:
         preprocessing and wording that the cards state. Raises CardError where they do not fit together, or
         state no tokenizer or preprocessing."""
 
-        def composed() -> tuple[Mapping[str, Card], tuple[Network, Parameters]]:
-            return (chosen := hub.cards(*cards)), hub.compose(*chosen.values())
+        def composed() -> tuple[Mapping[str, Card], tuple[Network, Parameters], Tokenizer]:
+            chosen = hub.cards(*cards)
+            return chosen, hub.compose(*chosen.values()), tokenizer_of(chosen.values())
 
-        chosen, (network, params) = hub.again(composed)
+        chosen, (network, params), tokenizer = hub.again(composed)
         made = cls(
             network,
             params,
-            tokenizer_of(chosen.values()),
+            tokenizer,
             preprocessing_of(chosen.values()),
             wording=wording_of_cards(chosen.values()),
         )

@@ -92,7 +92,7 @@ def full(after: Callable[[list[int]], bool]) -> Iterator[list[int]]:
         def call(*words: Any, **more: Any) -> Any:
             if name not in ("open", "fdopen") or (name == "open" and words[1] & os.O_CREAT):
                 take(0)
-            made = real(*words, **more)
+            made = None if name == "fsync" else real(*words, **more)  # which takes its time
             return Limited(made) if name == "fdopen" and "w" in words[1] else made
 
         return call

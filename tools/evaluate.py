@@ -118,8 +118,7 @@ def _of_shelf(recipe: Recipe) -> tuple[Recipe, Network, Parameters, Tokenizer]:
 
 
 def _of_cards(source: str, changes: list[str]) -> tuple[Recipe, Network, Parameters, Tokenizer]:
-    cards = hub.cards(source)
-    network, params = hub.compose(*cards.values())
+    cards, (network, params) = hub.again(lambda: ((found := hub.cards(source)), hub.compose(*found.values())))
     recipe = recipes.find(DEFAULT)
     tokenizer = recipe.tokenizer
     if any(card.tokenizer for card in cards.values()):

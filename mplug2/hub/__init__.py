@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from mplug2.errors import CardError, nearest
+from mplug2.errors import CardError, Mplug2Error, nearest
 from mplug2.hub import gate, placing, weights
 from mplug2.hub.cache import Cache
 from mplug2.hub.card import Card, card_files, draft, read_card, read_cards
@@ -160,7 +160,7 @@ def again(read: Callable[[], T]) -> T:
 def _arrays(card: Card) -> dict[str, np.ndarray]:
     """The arrays of a card's file as it stores them, verified, which stay what they are whatever becomes of
     the file: what lies in the cache, where nobody writes into a file, is mapped, and the rest copied."""
-    with _of_this_publication(card):
+    with of_this_publication(card):
         path = _located(card)
         if not path.is_relative_to(Cache.default().whole):
             return _floats(path, weights.read_own(path, card.file.sha256))
@@ -169,22 +169,26 @@ def _arrays(card: Card) -> dict[str, np.ndarray]:
 
 def _mapped(card: Card, verify: bool = True) -> dict[str, np.ndarray]:
     """The same as views of the mapped file."""
-    with _of_this_publication(card):
+    with of_this_publication(card):
         path = _located(card)
         return _floats(path, weights.read(path, card.file.sha256 if verify else None))
 
 
 @contextlib.contextmanager
-def _of_this_publication(card: Card) -> Iterator[None]:
+def of_this_publication(card: Card) -> Iterator[None]:
+    """Raises Republished for a refusal of what a card names, where the card in its folder is another by
+    now."""
     try:
         yield
-    except CardError:
-        with contextlib.suppress(CardError):
-            if read_card(card.folder / f"{card.name}.json").file != card.file:
-                raise Republished(
-                    f"card {card.name} was published anew while it was opened: open it again"
-                ) from None
-        raise
+    except Mplug2Error:
+        try:
+            same = read_card(card.folder / f"{card.name}.json").file == card.file
+        except CardError:
+            same = True
+        if same:
+            raise
+        told = f"card {card.name} was published anew while it was opened: open it again"
+        raise Republished(told) from None
 
 
 def _located(card: Card) -> Path:

@@ -2,11 +2,11 @@
 
     with publication(folder) as staged: ...     # whatever is written into `staged`
 
-`staged` is a folder within `folder`. First its weights and tokenizers move out of it, under names that nobody
-has there: no file is ever replaced by other content, so a card always names the file that it was written
-with. Then the rest, the cards, becomes the folder COMMITTED by one rename: from that instant on whoever reads
-a card reads those (mplug2.hub.card.read_card), and before it none. Then they take their places, and what the
-replaced ones named is removed. Whoever publishes there next finishes what was cut off.
+`staged` is a folder within `folder`. First its weights and tokenizers move out of it, under names that were
+never anybody's there: no file is ever replaced by other content, so a card names the file that it was written
+with for ever. Then the rest, the cards, becomes the folder COMMITTED by one rename: from that instant on
+whoever reads a card reads those (mplug2.hub.card.read_card), and before it none. Then they take their places,
+and what the replaced ones named is removed. Whoever publishes there next finishes what was cut off.
 """
 
 import contextlib
@@ -113,7 +113,9 @@ def _commit(new: Publication, folder: Path, overwrite: bool, page: str | None) -
     try:
         for name, sha256 in {name: sha256 for card in cards for name, sha256 in _files(card).items()}.items():
             if (new.staged / name).is_file():
-                place = folder / _free_name(folder, name, sha256)
+                place = folder / (
+                    _name_of(name, sha256) if replaced or os.path.lexists(folder / name) else name
+                )
                 fresh += [] if os.path.lexists(place) else [place]
                 os.rename(new.staged / name, place)
                 moved[name] = place.name
@@ -165,10 +167,8 @@ def _files(card: Card) -> dict[str, str]:
     return named if card.tokenizer is None else named | {card.tokenizer.file: card.tokenizer.sha256}
 
 
-def _free_name(folder: Path, name: str, sha256: str) -> str:
-    """The name itself or, where that is taken, one that tells the content."""
-    if not os.path.lexists(folder / name):
-        return name
+def _name_of(name: str, sha256: str) -> str:
+    """A name that tells the content, and so never means another."""
     path = Path(name)
     return f"{path.stem}.{sha256[:_DIGITS]}{path.suffix}"
 

@@ -1,6 +1,6 @@
 """What a word on a command line is: decided once, here, by what it must hold, for every command.
 
-    word = opened("runs/mine", "predict", Kind.RUN, Kind.BUNDLE, *CARDS)
+    word = opened("runs/mine", "predict", Kind.RUN, *BUNDLES, *CARDS)
 
 What is on the disk comes before names, except names of cards on the shelf (`./vision-small` is the file).
 A folder from outside may call itself anything: one whose lock lists cards that lie beside it is a bundle,
@@ -28,7 +28,8 @@ class Kind(enum.Enum):
     """What a word may be, and how that is called."""
 
     RUN = "a run directory"
-    BUNDLE = "a bundle"
+    BUNDLE = "a bundle's folder"
+    TAR = "a bundle's tar"
     CARD = "a card"
     DELTA = "the card of a delta"
     FOLDER = "a folder of cards"
@@ -42,10 +43,12 @@ class Kind(enum.Enum):
 
 
 CARDS = (Kind.CARD, Kind.DELTA, Kind.FOLDER, Kind.SHELF, Kind.FAMILY)
+BUNDLES = (Kind.BUNDLE, Kind.TAR)
 
 _TAKEN = {
     Kind.RUN: '"mplug2 publish {0} --to DIR" makes cards of it; eval, predict, bundle, lock, show take it',
-    Kind.BUNDLE: 'predict and eval take it; "mplug2 bundle F.tar --out DIR" makes a folder of a tar',
+    Kind.BUNDLE: "predict, eval, compose, merge, show and download take it",
+    Kind.TAR: 'predict and eval take it; "mplug2 bundle {0} --out DIR" makes a folder of it',
     Kind.CARD: "predict, eval, compose, merge, show and download take cards",
     Kind.DELTA: '"mplug2 predict CARDS {0}" takes it beside the cards of what it adapts',
     Kind.FOLDER: "predict, eval, compose, merge, show and download take cards",
@@ -134,7 +137,7 @@ def _on_disk(path: Path) -> Kind | str:
     if not stat.S_ISREG(mode):
         return f"and {path} is neither a regular file nor a folder"
     if path.suffix == ".tar":
-        return Kind.BUNDLE
+        return Kind.TAR
     return _json(path) if path.suffix == ".json" else f"and the file {path} is none by its name"
 
 
@@ -170,5 +173,6 @@ def _json(path: Path) -> Kind | str:
 
 
 def _listed(kinds: Sequence[Kind]) -> str:
-    names = [kind.value for kind in kinds]
+    names = [kind.value for kind in kinds if kind not in CARDS]
+    names += ["cards"] if Kind.CARD in kinds else []
     return ", ".join(names[:-1]) + (" or " if names[1:] else "") + names[-1]

@@ -4,6 +4,7 @@ code."""
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -46,7 +47,7 @@ def places(whole, tmp_path, monkeypatch) -> dict[Kind, str]:
     shutil.copy(whole / "lock.json", "my.json")
     return {
         Kind.RUN: "run",
-        Kind.BUNDLE: "b.tar",
+        Kind.TAR: "b.tar",
         Kind.CARD: "cards/mine.json",
         Kind.FOLDER: "cards",
         Kind.LOCK: "my.json",
@@ -94,29 +95,34 @@ def test_what_is_on_the_disk_comes_before_names_but_those_of_the_shelf(places):
     ("words", "said"),
     [
         ("merge soup {RUN} {RUN} --out o", '"mplug2 publish run --to DIR" makes cards of it'),
-        ("compose --vision {RUN} --out o", "run is a run directory, mplug2 compose takes a card"),
-        ("compose --vision {RECIPE} --out o", '"mplug2 train image_qa.tiny" makes a run of it'),
-        ("merge soup {LOCK} {FAMILY} --out o", "my.json is a lock, mplug2 merge takes a card"),
         (
-            "publish {BUNDLE} --to o",
-            "b.tar is a bundle, mplug2 publish takes a run directory: predict and eval",
+            "compose --vision {RUN} --out o",
+            "run is a run directory, mplug2 compose takes a bundle's folder or cards",
+        ),
+        ("compose --vision {RECIPE} --out o", '"mplug2 train image_qa.tiny" makes a run of it'),
+        (
+            "merge soup {LOCK} {FAMILY} --out o",
+            "my.json is a lock, mplug2 merge takes a bundle's folder or cards",
+        ),
+        (
+            "publish {TAR} --to o",
+            "b.tar is a bundle's tar, mplug2 publish takes a run directory: predict and eval take it",
         ),
         ("publish {FOLDER} --to o", "cards is a folder of cards, mplug2 publish takes a run directory"),
         ("publish {RECIPE} --to o", "is a recipe, mplug2 publish takes a run directory"),
         ("predict {RECIPE} --image x", "is a recipe, mplug2 predict takes a run directory, a bundle"),
-        ("predict {FAMILY} {RUN} --image x", "run is a run directory, mplug2 predict takes a card"),
+        ("predict {FAMILY} {RUN} --image x", "run is a run directory, mplug2 predict takes cards"),
         ("eval {MODULE}", 'is a module of the zoo, mplug2 eval takes .* "mplug2 show universal" explains it'),
         ("eval {RELEASE}", '"mplug2 download mplug2_pretrain" makes cards of it'),
         ("lock {FOLDER}", "cards is a folder of cards, mplug2 lock takes a recipe"),
         ("bundle {FAMILY} --out o", "small is a family of the shelf, mplug2 bundle takes a recipe"),
-        ("show {BUNDLE}", "b.tar is a bundle, mplug2 show takes a recipe"),
+        ("show {TAR}", "b.tar is a bundle's tar, mplug2 show takes a recipe"),
+        ("compose --vision {TAR} --out o", '"mplug2 bundle b.tar --out DIR" makes a folder of it'),
         ("download {RUN}", "run is a run directory, mplug2 download takes"),
         ("download {ADDRESS}", "hf://me/mine is an address, mplug2 download takes"),
     ],
 )
 def test_a_word_of_another_kind_is_answered_with_what_takes_it(words, said, places, capsys):
-    import re
-
     command = words.format(**{kind.name: word for kind, word in places.items()}).split()
     assert main(command) == 2
     assert re.search(said, told := capsys.readouterr().err), told

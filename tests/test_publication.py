@@ -23,6 +23,8 @@ from mplug2.hub import publishing, readme, weights
 from mplug2.hub.card import COMMITTED
 from mplug2.hub.publication import check_free, publication
 from mplug2.network import nested
+from mplug2.report import Report
+from mplug2.tools.main import main
 
 
 def test_what_is_published_anew_replaces_the_old_and_leaves_nothing_of_it(tmp_path):
@@ -275,3 +277,82 @@ def test_only_regular_files_are_read_and_none_is_waited_for(kind, card, tmp_path
     for read in (hub.cards, lambda folder: hub.find(folder / "x.json")):
         with pytest.raises(CardError, match="x.json"):
             read(card.folder)
+
+
+# --- No command writes a published or cached file in place
+
+
+_watched: list[Path] = []
+_in_place: list[str] = []
+
+
+def _audit(event: str, words: tuple) -> None:
+    if not _watched or event not in ("open", "os.truncate") or not isinstance(words[0], str | Path):
+        return
+    path = Path(words[0])
+    writes = event == "os.truncate" or (words[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_TRUNC)
+    if writes and path.is_file() and any(path.is_relative_to(root) for root in _watched):
+        _in_place.append(f"{event} {path}")
+
+
+@pytest.fixture
+def watch():
+    """Notes every opening of a file that is there, below the given folders, to be written into."""
+    if not hasattr(sys, "_mplug2_audited"):
+        sys.addaudithook(_audit)
+        sys._mplug2_audited = True  # type: ignore[attr-defined]  # a hook stays for good
+    _in_place.clear()
+    yield _watched.extend
+    _watched.clear()
+    assert _in_place == []
+
+
+def test_the_watch_sees_what_is_written_in_place(tmp_path, watch):
+    (tmp_path / "x").write_text("1")
+    watch([tmp_path])
+    (tmp_path / "x").write_text("2")
+    os.truncate(tmp_path / "x", 0)
+    assert len(_in_place) == 2
+    _in_place.clear()
+
+
+def test_no_command_writes_into_a_file_that_is_there(tmp_path, watch, cache, monkeypatch):
+    """What can be written twice is; the others refuse what is there."""
+    monkeypatch.setenv("MPLUG2_CACHE", str(cache.folder))
+    one(tmp_path / "a", value=1.0)
+    one(tmp_path / "b", value=2.0)
+    watch([tmp_path])
+    for _ in range(2):
+        one(tmp_path / "a")
+        one(tmp_path / "b", value=2.0)
+        lock = ["lock", "image_qa.tiny", "--out", str(tmp_path / "lock.json")]
+        assert main(lock) == 0
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        for command in (
+            f"merge soup {tmp_path}/a {tmp_path}/b --out {tmp_path}/out/merged",
+            f"compose --contrastive {tmp_path}/a --out {tmp_path}/out/composed",
+            f"bundle image_classify.small --out {tmp_path}/out/b.tar",
+            f"bundle {tmp_path}/out/b.tar --out {tmp_path}/out/bundle",
+            f"download {tmp_path}/a",
+            "cache list",
+            "cache verify",
+            "cache prune --days 0",
+        ):
+            assert main(command.split()) == 0, command
+    Report(title="t", about=[], scores={}, curves={}).write(tmp_path / "report.html")
+    Report(title="t", about=[], scores={}, curves={}).write(tmp_path / "report.html")
+
+
+def test_what_is_there_is_not_written_over(tmp_path, capsys):
+    one(tmp_path / "a")
+    for out in ("full", "file"):
+        (tmp_path / "full").mkdir(exist_ok=True)
+        (tmp_path / "full" / "x").write_text("x")
+        (tmp_path / "file").write_text("x")
+        for command in (
+            f"merge soup {tmp_path}/a {tmp_path}/a --out {tmp_path}/{out}",
+            f"compose --contrastive {tmp_path}/a --out {tmp_path}/{out}",
+            f"bundle image_classify.small --out {tmp_path}/{out}",
+        ):
+            assert main(command.split()) == 2, command
+            assert f"{out} is there already" in capsys.readouterr().err

@@ -30,10 +30,8 @@ def main(argv: list[str]) -> int:
     asked = parser.parse_intermixed_args(argv)
     if not files.is_free(asked.out):
         raise CardError(f"{asked.out} is there already: give another place for the bundle")
-    word = opened(asked.what, "bundle", Kind.RECIPE, Kind.RUN, Kind.BUNDLE)
-    if word.kind is Kind.BUNDLE:
-        if not word.path.is_file():
-            raise CardError(f"{asked.what} is a bundle already; of its tar, bundle makes the folder")
+    word = opened(asked.what, "bundle", Kind.RECIPE, Kind.RUN, Kind.TAR)
+    if word.kind is Kind.TAR:
         if asked.overrides:
             raise RecipeError(f"{asked.what} is a bundle, which is what it is; got {asked.overrides}")
         print(f"{asked.out}: {bundle.unpack(word.path, asked.out)} files")

@@ -34,7 +34,10 @@ def main(argv: list[str]) -> int:
         "--vocabulary", type=Path, metavar="FILE", help="BERT's vocab.txt, to travel with a release's cards"
     )
     asked = parser.parse_args(argv)
-    kinds = {what: opened(what, "download", Kind.RECIPE, Kind.RELEASE, *CARDS).kind for what in asked.what}
+    kinds = {
+        what: opened(what, "download", Kind.RECIPE, Kind.RELEASE, Kind.BUNDLE, *CARDS).kind
+        for what in asked.what
+    }
     released = [what for what in asked.what if kinds[what] is Kind.RELEASE]
     if asked.out is not None and not (len(released) == len(asked.what) == 1):
         raise CardError(f"--out is the folder of one release, given are {', '.join(asked.what)}")

@@ -17,7 +17,7 @@ from mplug2.hub import bundle
 from mplug2.hub.card_tokenizer import tokenizer_of
 from mplug2.kernels import available
 from mplug2.network import Network, Parameters, parts_of
-from mplug2.opening import CARDS, Kind
+from mplug2.opening import BUNDLES, CARDS, Kind
 from mplug2.predict import preprocessing_of
 from mplug2.recipe import Recipe
 from mplug2.recipes import runs
@@ -80,8 +80,8 @@ def opened(
 
     Raises Mplug2Error that names the nearest recipe or card.
     """
-    word = opening.opened(source, "eval", Kind.RUN, Kind.BUNDLE, Kind.RECIPE, *CARDS)
-    if word.kind is Kind.BUNDLE:
+    word = opening.opened(source, "eval", Kind.RUN, *BUNDLES, Kind.RECIPE, *CARDS)
+    if word.kind in BUNDLES:
         return _of_bundle(bundle.load(word.path), changes, named)
     if named is not None:
         raise RecipeError(f"--recipe {named} is for a bundle, which {source} is not")

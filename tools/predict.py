@@ -8,7 +8,7 @@ import sys
 from mplug2.card_wording import wording_of
 from mplug2.errors import DataError
 from mplug2.hub import bundle
-from mplug2.opening import CARDS, Kind, opened
+from mplug2.opening import BUNDLES, CARDS, Kind, opened
 from mplug2.predict import Predictor
 from mplug2.recipes import runs
 from mplug2.run import read_run
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
 def open_predictor(source: list[str], *, trusted: bool = False) -> Predictor:
     """Of a run directory, of a bundle, or of cards: shelf names, families, files, directories; nothing is the
     shelf's default."""
-    taken = (Kind.RUN, Kind.BUNDLE, *CARDS) if len(source) == 1 else CARDS
+    taken = (Kind.RUN, *BUNDLES, *CARDS) if len(source) == 1 else CARDS
     words = [opened(word, "predict", *taken) for word in source]
     first = words[0].kind if words else None
     if first is Kind.RUN:
@@ -57,7 +57,7 @@ def open_predictor(source: list[str], *, trusted: bool = False) -> Predictor:
             wording=wording_of(recipe),
             mesh=recipe.mesh.of_process(),
         )
-    if first is Kind.BUNDLE:
+    if first in BUNDLES:
         carried = bundle.load(words[0].path)
         return Predictor(
             carried.network,

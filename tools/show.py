@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     )
     runs.add_option(parser)
     given = parser.parse_args(argv)
-    word = opened(given.name, "show", Kind.RECIPE, Kind.RUN, Kind.MODULE, *CARDS)
+    word = opened(given.name, "show", Kind.RECIPE, Kind.RUN, Kind.MODULE, Kind.BUNDLE, *CARDS)
     if word.kind in (Kind.RECIPE, Kind.RUN):
         if word.kind is Kind.RUN:
             show_run(read_run(word.path), given.overrides, console(), trusted=given.trust)

@@ -115,7 +115,7 @@ def _parent(one: Parent) -> str:
 
 
 def _use(cards: list[Card], where: str) -> list[str]:
-    mine = [json.dumps(f"{where}/{card.name}.json", ensure_ascii=False) for card in cards]
+    mine = [json.dumps(f"{where}/{card.name}.json", ensure_ascii=not where.isprintable()) for card in cards]
     mine = [text.replace("<", "\\u003c") for text in mine]
     if all(card.base for card in cards):
         return [

@@ -6,6 +6,7 @@ card have known types and carry none. Every value is checked against its field's
 """
 
 import dataclasses
+import errno
 import importlib
 import importlib.util
 import json
@@ -32,6 +33,8 @@ def read_json(path: Path, what: str) -> Any:
     try:
         text = files.read_regular(path, _LARGEST_FILE)
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise CardError(f"{what} {path}: {error.strerror}") from None
         raise CardError(f"{what} {path}: cannot be read ({error.strerror})") from None
     return parsed(text, f"{what} {path}")
 

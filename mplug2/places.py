@@ -108,7 +108,7 @@ def _hints(kind: type) -> dict[str, Any]:
 
 def _put(value: Any, path: str, places: Mapping[str, str]) -> Any:
     if path in places and isinstance(value, str | os.PathLike):
-        return places[path] if isinstance(value, str) else type(value)(places[path])
+        return places[path] if isinstance(value, str) else Path(places[path])
     start = f"{path}." if path else ""
     if not any(place.startswith(start) for place in places):
         return value
@@ -125,5 +125,6 @@ def _put(value: Any, path: str, places: Mapping[str, str]) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.replace(value, **changed)
     other = copy.copy(value)
-    vars(other).update(changed)
+    for name, one in changed.items():
+        setattr(other, name, one)
     return other

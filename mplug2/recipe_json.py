@@ -84,7 +84,11 @@ def _decoded(value: Any, where: str) -> Any:
     if "function" in value:
         return _imported(value["function"], FUNCTIONS, where, inspect.isfunction, "function")
     if "pairs" in value:
-        return {_decoded(key, where): _decoded(one, where) for key, one in _pairs(value["pairs"], where)}
+        pairs = [(_decoded(key, where), _decoded(one, where)) for key, one in _pairs(value["pairs"], where)]
+        try:
+            return dict(pairs)
+        except TypeError as error:
+            raise RecipeError(f"{where}.pairs: {error}") from None
     fields = {key: _decoded(one, f"{where}.{key}" if where else key) for key, one in value.items()}
     if "type" not in fields:
         return fields

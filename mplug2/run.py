@@ -33,7 +33,7 @@ import mplug2
 from mplug2 import files, places, recipe_json, trust
 from mplug2.data.annotations import inside
 from mplug2.data.inventory import Inventory, changes
-from mplug2.errors import CardError, CheckpointError, DataError, Mplug2Error, RecipeError
+from mplug2.errors import CardError, CheckpointError, DataError, RecipeError
 from mplug2.hub.typed_json import decode, encode, read_json
 from mplug2.recipe import Recipe
 from mplug2.settings import differences, fingerprint, in_words, settings
@@ -42,6 +42,8 @@ from mplug2.source import Sources
 DEFAULT_FOLDER = Path("runs")
 FILE = "run.json"
 KEPT = "recipe"
+SESSIONS = 500
+"""So many are remembered: the first, and the newest others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +159,10 @@ def open_run(
     with _writable(path):
         path.mkdir(parents=True, exist_ok=True)
         run = _with_files(run, recipe, sources)
-        run = dataclasses.replace(run, sessions=(*run.sessions, _session()))
+        sessions = (*run.sessions, _session())
+        if len(sessions) > SESSIONS:
+            sessions = (sessions[0], *sessions[1 - SESSIONS :])
+        run = dataclasses.replace(run, sessions=sessions)
         run.write()
     return run
 
@@ -234,23 +239,21 @@ def _with_files(run: Run, recipe: Recipe, sources: Sources | None) -> Run:
         return dataclasses.replace(run, notes=(*run.notes, f"{error}; this run will ask for --trust"))
 
 
-def kept_files(run: Run, *, verify: bool = True) -> dict[str, bytes]:
-    """What recipe/ keeps, by name. Raises CheckpointError for a file that cannot be read or, with `verify`,
+def kept_file(run: Run, name: str, *, verify: bool = True) -> bytes:
+    """The content of a file in recipe/. Raises CheckpointError for one that cannot be read or, with `verify`,
     is not the one that was kept."""
-    found = {}
-    for name, sha256 in run.kept.items():
-        try:
-            found[name] = inside(run.path / KEPT, name, str(run.path / FILE)).read_bytes()
-        except OSError as error:
-            said = f"{run.path / KEPT / name} cannot be read ({error.strerror or error})"
-            raise CheckpointError(f"{said}: the run needs it") from None
-        except Mplug2Error as error:
-            raise CheckpointError(str(error)) from None
-        if verify and hashlib.sha256(found[name]).hexdigest() != sha256:
-            raise CheckpointError(
-                f"{run.path / KEPT / name} is not the file that the run kept: its sha256 is another"
-            )
-    return found
+    try:
+        path = inside(run.path / KEPT, name, str(run.path / FILE))
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        said = f"{path} cannot be read ({error.strerror or error})"
+        raise CheckpointError(f"{said}: the run needs it") from None
+    if verify and hashlib.sha256(content).hexdigest() != run.kept.get(name):
+        raise CheckpointError(f"{path} is not the file that the run kept: its sha256 is another")
+    return content
 
 
 @contextmanager

@@ -18,17 +18,23 @@ import jax
 import numpy as np
 
 from mplug2 import places, source
+from mplug2.errors import RecipeError
 from mplug2.network import flat
 from mplug2.recipe import Recipe
 
 OPERATION = ("evaluations", "mesh", "workers", "log_every", "checkpoint_every", "keep", "best")
 """Fields of a recipe that do not change what is learned: a run may be continued with others."""
 
+_LONGEST = 4000  # letters of a value, as it is written into run.json
+
 
 def settings(recipe: Recipe, *, operation: bool = False) -> dict[str, str]:
     """Every field of a recipe that decides what is computed, flat: `{"optimizer.learning_rate": "0.001",
     ...}`, places absolute. With `operation`, the others as well."""
-    described = _described(places.fixed(recipe))
+    try:
+        described = _described(places.fixed(recipe))
+    except RecursionError:
+        raise RecipeError(f"recipe {recipe.name} holds an object that holds itself") from None
     # The form of a delta decides something only where there is one.
     del described["delta"], described["deltas"]
     described |= {"deltas": _described(recipe.forms)} if recipe.forms else {}
@@ -103,14 +109,16 @@ def _described(value: Any) -> Any:
     if isinstance(value, functools.partial):
         return {"": _name(value.func), "args": _described(value.args), "keywords": _described(value.keywords)}
     if isinstance(value, (list, tuple)):
-        return repr([_described(inner) for inner in value])
+        return _short(repr([_described(inner) for inner in value]), value)
     if isinstance(value, set | frozenset):
-        return repr(sorted(str(_described(inner)) for inner in value))
+        return _short(repr(sorted(str(_described(inner)) for inner in value)), value)
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, enum.Enum):
         return f"{_name(type(value))}.{value.name}"
-    if isinstance(value, (str, int, float, bool, type(None))):
+    if isinstance(value, str):
+        return _short(repr(value), value)
+    if isinstance(value, (int, float, bool, type(None))):
         return repr(value)
     if isinstance(value, np.ndarray | jax.Array):
         return _array(np.asarray(value))
@@ -123,13 +131,22 @@ def _described(value: Any) -> Any:
 
 def _mapping(value: Mapping[Any, Any]) -> dict[str, Any]:
     if all(isinstance(key, str | int | float) for key in value) or not places.fields(value):
-        return {str(key): _described(inner) for key, inner in value.items()}
+        told = {str(key): _described(inner) for key, inner in value.items()}
+        return told if len(told) <= _LONGEST // 10 else {"": _short(json.dumps(told), value)}
     told = {}  # keys that hold places are told apart by their order, as places are
     for number, (key, inner) in enumerate(value.items()):
         described = _described(key)
         key_told = described if isinstance(described, dict) else {"": described}
         told[f"{number}"] = {**key_told, "share": _described(inner)}
     return told
+
+
+def _short(text: str, value: Any) -> str:
+    """A text that would fill pages is its hash."""
+    if len(text) <= _LONGEST:
+        return text
+    content = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+    return f"{type(value).__name__} of {len(value)}, {content}"
 
 
 def _array(value: np.ndarray) -> str:

@@ -35,7 +35,9 @@ def mark(facts: Mapping[str, object]) -> str:
 def is_ours(facts: Mapping[str, object], marked: str) -> bool:
     """Whether this user made that mark, of these facts."""
     key = _read_key()
-    return key is not None and hmac.compare_digest(_mark(key, facts), marked)
+    if key is None:
+        return False
+    return hmac.compare_digest(_mark(key, facts).encode(), marked.encode(errors="replace"))
 
 
 def _mark(key: bytes, facts: Mapping[str, object]) -> str:

@@ -53,6 +53,8 @@ def found(name: str) -> tuple[Recipe, Sources | None]:
     """The same, and of a recipe that is a file the sources that it came from."""
     if is_file(name):
         return _from_file(name)
+    if (Path(name) / "run.json").is_file():
+        raise RecipeError(f"{name} is a run, expected a recipe: a name, or path/to/file.py:function")
     recipe, _, size = name.partition(".")
     if recipe not in RECIPES:
         raise RecipeError(

@@ -17,7 +17,7 @@ from mplug2.errors import CheckpointError, RecipeError
 from mplug2.hub import lock
 from mplug2.recipe import Recipe
 from mplug2.roles import base_of
-from mplug2.run import KEPT, Run, kept_files
+from mplug2.run import KEPT, Run, kept_file
 from mplug2.settings import differences, in_words, settings
 from mplug2.source import Sources
 from mplug2.trained import NETWORK
@@ -54,18 +54,13 @@ def recipe_of(run: Run, changes: Iterable[str] = (), *, trusted: bool = False) -
     return changed
 
 
-def sources_of(run: Run) -> Sources | None:
-    """The source files that a run keeps, verified; None of one that was not begun with a file. Raises
-    CheckpointError."""
+def sources_of(run: Run, *, verify: bool = True) -> Sources | None:
+    """The source files that a run keeps; None of one that was not begun with a file. Raises CheckpointError
+    where one cannot be read or, with `verify`, is not the one that was kept."""
     if not run.main:
         return None
-    return _sources(run, kept_files(run))
-
-
-def _sources(run: Run, kept: dict[str, bytes]) -> Sources:
-    code = {name: content for name, content in kept.items() if name.endswith(".py")}
-    if run.main not in code:
-        raise CheckpointError(f"{run.path}: its recipe file {run.main!r} is not among the files that it kept")
+    names = dict.fromkeys([run.main, *(name for name in run.kept if name.endswith(".py"))])
+    code = {name: kept_file(run, name, verify=verify) for name in names}
     return Sources(run.main, code, str(run.path / KEPT))
 
 
@@ -81,19 +76,19 @@ def _of_values(run: Run) -> Recipe:
 
 def _with_kept(run: Run, recipe: Recipe) -> Recipe:
     """With the files that the run keeps a copy of, and all others where they were."""
-    kept_files(run)
-    here = {
-        place: str(run.path.absolute() / KEPT / name)
-        for place, path in run.places.items()
-        if place.startswith("tokenizer.") and (name := path.rpartition("/")[2]) in run.kept
-    }
+    here = {}
+    for place, path in run.places.items():
+        if place.startswith("tokenizer.") and (name := path.rpartition("/")[2]) in run.kept:
+            kept_file(run, name)
+            here[place] = str(run.path.absolute() / KEPT / name)
     return places.put(recipe, {**run.places, **here})
 
 
 def _of_sources(run: Run, trusted: bool) -> Recipe:
     if not trusted and not trust.is_ours(run.marked, run.mark):
         raise _untrusted(run, str(run.path / KEPT / run.main))
-    code = _sources(run, kept_files(run, verify=not trusted))
+    code = sources_of(run, verify=not trusted)
+    assert code is not None
     function = run.recipe.rpartition(":")[2] if ":" in run.recipe else ""
     recipe = recipes.of_package(source.from_sources(code), function, str(run.path / KEPT / run.main))
     return _as_trained(run, _with_kept(run, overrides.apply(recipe, run.overrides)))

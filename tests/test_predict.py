@@ -155,7 +155,7 @@ def test_inputs_of_another_form_are_refused(call, said, predictor):
 @pytest.fixture
 def opened(predictor, monkeypatch):
     """The command finds the predictor that is already compiled."""
-    monkeypatch.setattr(tool, "open_predictor", lambda source: predictor)
+    monkeypatch.setattr(tool, "open_predictor", lambda source, **_: predictor)
 
 
 def test_the_command_captions_an_image_and_a_video(opened, predictor, picture, film, capsys):

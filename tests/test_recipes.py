@@ -251,7 +251,7 @@ def test_a_recipe_of_ones_own_is_found_in_its_file(tmp_path):
     with pytest.raises(RecipeError, match='did you mean "short"'):
         recipes.find(f"{file}:shart")
     file.write_text("import nothing_of_that_name\n")
-    with pytest.raises(RecipeError, match="cannot be read: ModuleNotFoundError"):
+    with pytest.raises(RecipeError, match="mine.py.*, line 1: ModuleNotFoundError"):
         recipes.find(f"{file}:short")
 
 

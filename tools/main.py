@@ -98,6 +98,12 @@ def _run(words: list[str]) -> int:
         return 130
     except OSError as error:  # a full disk, a folder that may not be written
         return _refuse(f"{error.filename or 'a file'}: {error.strerror or error}")
+    except Exception as error:
+        from mplug2.mistakes import line_of, sentence
+
+        if line := line_of(error):  # of the user's own code, wherever it was called
+            return _refuse(f"{line}: {sentence(error)}")
+        raise
 
 
 def _dispatch(words: list[str]) -> int:

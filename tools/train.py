@@ -42,7 +42,7 @@ def _opened(word: str, changes: list[str], trusted: bool) -> tuple[Recipe, str, 
         return overrides.apply(recipe, changes), word, changes, sources
     run = read_run(word)
     recipe = runs.recipe_of(run, changes, trusted=trusted)
-    return recipe, run.recipe, [*run.overrides, *changes], runs.sources_of(run)
+    return recipe, run.recipe, [*run.overrides, *changes], runs.sources_of(run, verify=not trusted)
 
 
 def _parser() -> argparse.ArgumentParser:

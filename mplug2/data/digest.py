@@ -2,10 +2,12 @@
 the places that were looked at."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from mplug2.data.examples import example_of, source_of
 from mplug2.data.stream import shares
 
 SEEN = 16
@@ -18,13 +20,13 @@ def digest(data: Any, split: str = "train") -> str:
     read."""
     found = hashlib.sha256()
     for part, _ in shares(data):
-        source = part.source(split)
+        source = source_of(part, split, "the data")
         found.update(f"{len(source)}\n".encode())
         if hasattr(source, "texts"):
             for index in spaced(len(source), READ):
                 add(found, source.texts(index))
         for index in spaced(len(source), SEEN):
-            add(found, source[index])
+            add(found, example_of(source, index, "the data"))
     return found.hexdigest()
 
 
@@ -32,7 +34,7 @@ def spaced(count: int, most: int) -> list[int]:
     return sorted({place * (count - 1) // max(1, min(most, count) - 1) for place in range(min(most, count))})
 
 
-def add(found: Any, example: dict[str, Any]) -> None:
+def add(found: Any, example: Mapping[str, Any]) -> None:
     for name in sorted(example):
         value = example[name]
         found.update(f"{name}\n".encode())

@@ -16,7 +16,7 @@ from mplug2.mistakes import in_words
 def source_of(data: Any, split: str, name: str) -> Any:
     """The source of a split of the data called `name`. Raises DataError unless it gives examples by index,
     one at least."""
-    if not callable(getattr(data, "source", None)):
+    if isinstance(data, type) or not callable(getattr(data, "source", None)):
         raise DataError(f"{name} is {said(data)}, expected an object with a method source(split)")
     with in_words(f"{name}, its {split} split", kind=DataError):
         source = data.source(split)

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from mplug2.data.digest import add, spaced
 from mplug2.data.examples import source_of
@@ -28,7 +28,7 @@ class Inventory:
     examples: int
     annotations: Mapping[str, str] = field(default_factory=dict)
     files: int = 0
-    bytes: int = 0
+    bytes: Annotated[int, 2**62] = 0
     names: str = ""
     seen: str = ""
 

@@ -25,7 +25,7 @@ from mplug2.data.tokens import SPECIAL, Tokenizer
 from mplug2.errors import DataError, nearest
 from mplug2.fields import said
 from mplug2.mistakes import in_words
-from mplug2.source import install, installed
+from mplug2.source import Package, install, installed
 
 Batch = dict[str, np.ndarray]
 _ENDLESS = sys.maxsize
@@ -119,11 +119,15 @@ class Stream(Iterator[dict[str, Batch]]):
             if not flags.FLAGS.is_parsed():  # Grain's workers read them, and only absl.app parses them
                 flags.FLAGS(sys.argv[:1])
             # First of all a worker must be able to import what recipe files define.
-            begin = partial(install, installed())
+            begin = partial(_begin_worker, installed())
             steps = steps.mp_prefetch(
                 grain.MultiprocessingOptions(num_workers=self._workers), worker_init_fn=begin
             )
         return iter(steps)
+
+
+def _begin_worker(packages: list[Package], worker: int, workers: int) -> None:
+    install(packages)
 
 
 def _stop(running: list[Any]) -> None:

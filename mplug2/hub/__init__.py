@@ -52,6 +52,7 @@ def find(where: str | Path, module: str | None = None) -> Card:
     if str(where) in shelf():
         return read_card(_shelf_folder() / f"{where}.json")
     if path.is_dir():
+        _check_no_run(path)
         found = read_cards(path)
         fitting = [card for card in found if module in (None, card.module)]
         if len(fitting) != 1:
@@ -88,10 +89,18 @@ def _cards_at(place: str | Path) -> list[Card]:
     if family and not Path(place).exists():
         return [find(name) for name in family]
     if Path(place).is_dir():
+        _check_no_run(Path(place))
         if found := read_cards(Path(place)):
             return found
         raise CardError(f"{place}: this directory holds no card")
     return [find(place)]
+
+
+def _check_no_run(folder: Path) -> None:
+    if (folder / "run.json").is_file():
+        raise CardError(
+            f'{folder} is a run, not cards: "mplug2 publish {folder} --to DIR" writes its modules with cards'
+        )
 
 
 # --- Load

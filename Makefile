@@ -1,12 +1,27 @@
 # Every target prints what it does. `make` alone lists them.
 SHELL := /bin/bash
-PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+# The tested sets, by the version of Python.
+CONSTRAINTS_3.11 := constraints/python3.11.txt
+CONSTRAINTS_3.12 := constraints/python3.12.txt
+CONSTRAINTS_3.13 := $(CONSTRAINTS_3.12)
+NEWEST := $(CONSTRAINTS_3.13)
+
+# .venv holds the version that it was made with. It is made anew only for a PYTHON that is asked for by name.
+VERSION = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+ifdef PYTHON
+ifneq ($(VERSION),$(shell cat $(STAMP) 2>/dev/null))
+$(STAMP): another-python
+endif
+endif
+PYTHON ?= python3
+CONSTRAINTS = $(or $(CONSTRAINTS_$(VERSION)),$(NEWEST))
+PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet -c $(CONSTRAINTS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-slow check bench clean
+.PHONY: another-python help setup quickstart test test-slow check bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,15 +30,16 @@ setup: $(STAMP) ## make .venv with the package and its tested dependencies
 	@echo "setup: ready ($(BIN)/mplug2 --help)"
 
 # editable_mode=compat: type checkers outside the checkout follow a path file, not an import hook.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(wildcard constraints/*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "setup: mplug2 needs Python 3.11 or newer and $(PYTHON) is $$($(PYTHON) --version 2>&1);" \
 	       "name one with: make setup PYTHON=python3.11" >&2; exit 1; }
-	@echo "setup: making .venv with $$($(PYTHON) --version) and installing the tested set (about a minute)"
+	@echo "setup: making .venv with $$($(PYTHON) --version) and installing $(CONSTRAINTS) (about a minute)"
+	@$(if $(CONSTRAINTS_$(VERSION)),,echo "setup: no set is tested on Python $(VERSION); this is that of the newest that is")
 	@$(PYTHON) -m venv --clear .venv
 	@$(PIP) setuptools
 	@$(PIP) --no-build-isolation --config-settings editable_mode=compat -e '.[dev]'
-	@touch $@
+	@echo $(VERSION) > $@
 
 # Huge pages: XLA on CPU takes its step buffers from malloc and page-faults them anew at each step.
 quickstart bench: export GLIBC_TUNABLES := glibc.malloc.hugetlb=1

@@ -2,7 +2,8 @@
 here.
 
 Activations keep the dtype they come in; softmax and sums are float32. A dropout happens only where a key is
-given. Two gradients are written out, those of `dense` and `attention`, for the layouts that they work in.
+given. Some gradients are written out: those of `dense` and `attention` for the layouts that they work in,
+those of parameters that meet many tokens for sums in float32.
 """
 
 import functools
@@ -14,7 +15,7 @@ from einops import rearrange
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from mplug2.roles import Array
+from mplug2.roles import Array, sum_dtype
 from mplug2.sharding import Axes, here
 
 KEPT = "kept"
@@ -45,7 +46,7 @@ def dense(x: Array, kernel: Array) -> Array:
 
 def _product(x: Array, kernel: Array) -> Array:
     return lax.dot_general(
-        x, kernel.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=jnp.float32
+        x, kernel.astype(x.dtype), (((x.ndim - 1,), (0,)), ((), ())), preferred_element_type=sum_dtype(x)
     ).astype(x.dtype)
 
 
@@ -60,7 +61,7 @@ def _dense_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array,
         gradient,
         kernel.astype(gradient.dtype),
         (((gradient.ndim - 1,), (1,)), ((), ())),
-        preferred_element_type=jnp.float32,
+        preferred_element_type=sum_dtype(gradient),
     )
     if here() is None:
         # As a product of two matrices: with several token axes XLA would transpose x first, a copy of every
@@ -68,12 +69,129 @@ def _dense_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array,
         x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
     leading = tuple(range(x.ndim - 1))
     to_kernel = lax.dot_general(
-        x, gradient, ((leading, leading), ((), ())), preferred_element_type=jnp.float32
+        x, gradient, ((leading, leading), ((), ())), preferred_element_type=sum_dtype(x)
     )
     return to_x.astype(x.dtype), to_kernel.astype(kernel.dtype)
 
 
 dense.defvjp(_dense_forward, _dense_backward)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Parameters that meet many tokens. Cast to bfloat16 and then spread out, a parameter would get the sum of its
+# tokens' gradients in bfloat16: of thousands of them little but rounding is left (8 bits lose what is below
+# 1/256 of the sum so far).
+
+
+def add(x: Array, parameter: Array) -> Array:
+    """x `... D` + a parameter of its last axes, in x's dtype."""
+    everywhere: Array = repeated(parameter, x.shape, x.dtype)
+    return x + everywhere
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def repeated(parameter: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """The parameter in that dtype, broadcast to that shape as NumPy does."""
+    return jnp.broadcast_to(parameter.astype(dtype), shape)
+
+
+def _repeated_forward(parameter: Array, shape: tuple[int, ...], dtype: Any) -> tuple[Array, Array]:
+    return repeated(parameter, shape, dtype), parameter
+
+
+def _repeated_backward(shape: tuple[int, ...], dtype: Any, parameter: Array, gradient: Array) -> tuple[Array]:
+    return (_summed(gradient, parameter),)
+
+
+repeated.defvjp(_repeated_forward, _repeated_backward)
+
+
+@jax.custom_vjp
+def scale(x: Array, parameter: Array) -> Array:
+    """x `... D` times a parameter of its last axes, in x's dtype."""
+    return x * parameter.astype(x.dtype)
+
+
+def _scale_forward(x: Array, parameter: Array) -> tuple[Array, tuple[Array, Array]]:
+    return scale(x, parameter), (x, parameter)
+
+
+def _scale_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, parameter = saved
+    exact = sum_dtype(x)
+    to_parameter = _summed(gradient.astype(exact) * x.astype(exact), parameter)
+    return gradient * parameter.astype(gradient.dtype), to_parameter
+
+
+scale.defvjp(_scale_forward, _scale_backward)
+
+
+def _summed(gradient: Array, parameter: Array) -> Array:
+    """The gradient of what the parameter was broadcast to -> that of the parameter."""
+    added = gradient.ndim - parameter.ndim
+    grown = (
+        added + axis for axis, size in enumerate(parameter.shape) if size != gradient.shape[added + axis]
+    )
+    summed = gradient.sum((*range(added), *grown), dtype=sum_dtype(gradient))
+    return summed.reshape(parameter.shape).astype(parameter.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve(x: Array, kernel: Array, stride: int) -> Array:
+    """`B H W I`, `h w I O` -> `B H/stride W/stride O`, padded, in x's dtype."""
+    return _convolved(x, kernel, stride)
+
+
+def _convolved(x: Array, kernel: Array, stride: int) -> Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel.astype(x.dtype),
+        (stride, stride),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _convolve_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
+    return _convolved(x, kernel, stride), (x, kernel)
+
+
+def _convolve_backward(stride: int, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    exact = sum_dtype(x)
+    (to_x,) = jax.linear_transpose(lambda x: _convolved(x, kernel, stride), x)(gradient)
+    (to_kernel,) = jax.linear_transpose(lambda kernel: _convolved(x.astype(exact), kernel, stride), kernel)(
+        gradient.astype(exact)
+    )
+    return to_x, to_kernel
+
+
+convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def bounded(parameter: Array, least: float, most: float) -> Array:
+    """The parameter, or the bound that it is beyond. There a gradient passes that leads back, none that leads
+    further out (`clip` would let neither, and what is once beyond could never come back)."""
+    return jnp.clip(parameter, least, most)
+
+
+def _bounded_forward(parameter: Array, least: float, most: float) -> tuple[Array, Array]:
+    return jnp.clip(parameter, least, most), parameter
+
+
+def _bounded_backward(least: float, most: float, parameter: Array, gradient: Array) -> tuple[Array]:
+    # A step goes against its gradient. What is at a bound, where a step leaves it, has the whole gradient, so
+    # that gradients of a batch's parts still add up to the batch's.
+    leads_out = ((parameter < least) & (gradient > 0)) | ((parameter > most) & (gradient < 0))
+    return (jnp.where(leads_out, 0, gradient),)
+
+
+bounded.defvjp(_bounded_forward, _bounded_backward)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Attention
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -95,7 +213,7 @@ def _attention_forward(
 ) -> tuple[Array, Any]:
     scores = _by_head(query, keys, -1, -1)
     if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     weights = jnp.exp((scores - scores.max(-1, keepdims=True)) * query.shape[-1] ** -0.5)
     share = 1 / weights.sum(-1, keepdims=True)  # of what is mixed, not of the weights: fewer to multiply
     dropped = _dropped(weights, kept, rate).astype(values.dtype)
@@ -154,11 +272,15 @@ def _by_head(left: Array, right: Array, left_axis: int, right_axis: int) -> Arra
     """The product of every head of every example, summed over an axis of each, in float32."""
     each = tuple(range(left.ndim - 2))
     contracted = (((left.ndim + left_axis,), (right.ndim + right_axis,)), (each, each))
-    return lax.dot_general(left, right, contracted, preferred_element_type=jnp.float32)
+    return lax.dot_general(left, right, contracted, preferred_element_type=sum_dtype(left, right))
 
 
 def _dropped(x: Array, kept: Array | None, rate: float) -> Array:
     return x if kept is None else jnp.where(kept, x / (1.0 - rate), 0)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# Activations, dropout
 
 
 def quick_gelu(x: Array) -> Array:

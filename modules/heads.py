@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from flax import nnx
 
-from mplug2.modules.functions import dropout
+from mplug2.modules.functions import bounded, dropout
 from mplug2.modules.layers import Linear, WordPredictor, parameter, spread, whole
-from mplug2.roles import Array, Execution
+from mplug2.roles import Array, Execution, sum_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +47,13 @@ class UnmaskerConfig:
 
 
 class Contrastive(nnx.Module):
-    SMALLEST, LARGEST = 0.001, 0.5
+    BOUNDS = 0.001, 0.5
 
     def __init__(self, config: ContrastiveConfig, *, rngs: nnx.Rngs):
         self.vision_projection = Linear(config.width, config.space, axes=("embed", "mlp"), rngs=rngs)
         self.text_projection = Linear(config.width, config.space, axes=("embed", "mlp"), rngs=rngs)
         self.learned_temperature = parameter(
-            lambda key, shape: jnp.full(shape, config.temperature), (), (), rngs
+            lambda key, shape: jnp.full(shape, config.temperature), (), (), rngs, self.BOUNDS
         )
         self.config = config
 
@@ -74,11 +74,11 @@ class Contrastive(nnx.Module):
 
     def temperature(self) -> Array:
         """The scalar that similarities are divided by, kept within mPLUG's bounds."""
-        return jnp.clip(self.learned_temperature[...], self.SMALLEST, self.LARGEST)
+        return bounded(self.learned_temperature[...], *self.BOUNDS)
 
 
 def _unit(x: Array) -> Array:
-    x = x.astype(jnp.float32)
+    x = x.astype(sum_dtype(x))
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
@@ -89,7 +89,8 @@ class Classifier(nnx.Module):
 
     def __call__(self, tokens: Array, *, key: Array | None = None) -> Array:
         """Tokens `B N D` -> logits `B classes`, float32."""
-        return self.linear(dropout(tokens[:, 0], self.config.dropout, key)).astype(jnp.float32)
+        logits = self.linear(dropout(tokens[:, 0], self.config.dropout, key))
+        return logits.astype(sum_dtype(logits))
 
 
 class Unmasker(nnx.Module):

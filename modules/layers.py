@@ -21,6 +21,7 @@ from mplug2.errors import RecipeError
 from mplug2.modules.functions import (
     OFFLOADED,
     PRODUCTS,
+    add,
     attention,
     dense,
     dropout,
@@ -28,7 +29,7 @@ from mplug2.modules.functions import (
     gelu,
     keep,
 )
-from mplug2.roles import PAD, Array, Execution, split_key
+from mplug2.roles import PAD, Array, Execution, split_key, sum_dtype
 from mplug2.sharding import Axes, constrain, gathered, here
 
 Initializer = Callable[[Array, tuple[int, ...]], Array]
@@ -47,12 +48,16 @@ def ones(key: Array, shape: tuple[int, ...]) -> Array:
 
 
 def parameter(
-    init: Initializer, shape: tuple[int, ...], axes: tuple[str | None, ...], rngs: nnx.Rngs
+    init: Initializer,
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    rngs: nnx.Rngs,
+    bounds: tuple[float, float] | tuple[()] = (),
 ) -> nnx.Param:
-    """A float32 parameter with one logical axis name a dimension."""
+    """A float32 parameter with one logical axis name a dimension, which training keeps within `bounds`."""
     # Cast: a weakly typed array (`jnp.full` of a Python number) would turn strong in the first step and
     # compile it again.
-    return nnx.Param(init(rngs.params(), shape).astype(jnp.float32), axes=axes)
+    return nnx.Param(init(rngs.params(), shape).astype(jnp.float32), axes=axes, bounds=bounds)
 
 
 def spread(x: Array, last: str | None = None) -> Array:
@@ -104,7 +109,7 @@ class Linear(nnx.Module):
         self.bias = parameter(zeros, (outputs,), axes[1:], rngs)
 
     def __call__(self, x: Array) -> Array:
-        return dense(x, self.kernel[...]) + self.bias[...].astype(x.dtype)
+        return add(dense(x, self.kernel[...]), self.bias[...])
 
 
 class Norm(nnx.Module):
@@ -116,7 +121,7 @@ class Norm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x: Array) -> Array:
-        exact = x.astype(jnp.float32)
+        exact = x.astype(sum_dtype(x))
         centred = exact - exact.mean(-1, keepdims=True)
         variance = jnp.square(centred).mean(-1, keepdims=True)
         scaled = centred * lax.rsqrt(variance + self.epsilon) * self.scale[...] + self.bias[...]
@@ -290,8 +295,8 @@ class WordEmbedding(nnx.Module):
         execution: Execution,
     ):
         self.words = parameter(normal(), (vocabulary, width), ("vocab", "embed"), rngs)
-        self.positions = parameter(normal(), (positions, width), (None, "embed"), rngs)
-        self.types = parameter(normal(), (2, width), (None, "embed"), rngs)
+        self.positions = parameter(normal(), (positions, width), ("places", "embed"), rngs)
+        self.types = parameter(normal(), (2, width), ("places", "embed"), rngs)
         self.norm = Norm(width, epsilon=PostNormLayer.EPSILON, rngs=rngs)
         self.dropout, self.dtype = dropout, execution.dtype
 
@@ -321,7 +326,7 @@ class WordPredictor(nnx.Module):
     def project(self, tokens: Array, kernel: Array) -> Array:
         """The same with the table already turned to `D V`: a decoding loop turns it once."""
         hidden = self.norm(gelu(spread(self.transform(tokens), "mlp")))
-        return spread(dense(spread(hidden), kernel) + self.bias[...].astype(tokens.dtype), "vocab")
+        return spread(add(dense(spread(hidden), kernel), self.bias[...]), "vocab")
 
 
 # -----------------------------------------------------------------------------------------------------------

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
-from einops import repeat
 
 from mplug2.errors import RecipeError
 from mplug2.modules import decoder, fusion, universal
 from mplug2.modules.forms import Arrays, Form, Leaf, Path, named, positive
+from mplug2.modules.functions import repeated
 from mplug2.modules.layers import normal
 from mplug2.roles import Array
 
@@ -43,7 +43,7 @@ class Prompt(Form):
 
     def begin(self, base: Mapping[Path, Leaf]) -> dict[Path, Leaf]:
         width = next(leaf.shape[leaf.axes.index("embed")] for leaf in base.values() if "embed" in leaf.axes)
-        return {TOKENS: Leaf((self.length, width), (None, "embed"), normal())}
+        return {TOKENS: Leaf((self.length, width), ("places", "embed"), normal())}
 
     def around(self, module: Any, delta: Arrays) -> Any:
         return _PROMPTED[type(module.config)](module, delta[TOKENS])
@@ -75,7 +75,7 @@ class _Prompted:
 
     def _before(self, tokens: Array) -> Array:
         """`B N D` -> `B P+N D`."""
-        prompt = repeat(self._prompt.astype(tokens.dtype), "p d -> b p d", b=len(tokens))
+        prompt: Array = repeated(self._prompt, (len(tokens), *self._prompt.shape), tokens.dtype)
         return jnp.concatenate([prompt, tokens], axis=1)
 
     def _seen(self, mask: Array) -> Array:

@@ -6,11 +6,12 @@ network frame by frame. mPLUG-2 section 3.1, figure 2b; the official code's `lmh
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
-from mplug2.modules.functions import quick_gelu
+from mplug2.modules.functions import add, quick_gelu, scale
 from mplug2.modules.layers import Linear, Norm, Stack, normal, parameter, zeros
 from mplug2.roles import Array, Execution
 
@@ -56,11 +57,11 @@ class LocalTemporal(nnx.Module):
         self.up = Linear(width // 2, width, axes=("mlp", "embed"), rngs=rngs, init=zeros)
 
     def __call__(self, patches: Array) -> Array:
-        hidden, kernel = self.down(self.norm(patches)), self.kernel[...].astype(patches.dtype)
+        hidden, kernel = self.down(self.norm(patches)), self.kernel[...]
         frames = hidden.shape[1]
         padded = jnp.pad(hidden, ((0, 0), (FRAMES // 2, FRAMES // 2), (0, 0), (0, 0)))
-        mixed = sum(kernel[i] * padded[:, i : i + frames] for i in range(FRAMES))
-        return self.up(quick_gelu(mixed + self.bias[...].astype(patches.dtype)))
+        mixed: Any = sum(scale(padded[:, i : i + frames], kernel[i]) for i in range(FRAMES))
+        return self.up(quick_gelu(add(mixed, self.bias[...])))
 
 
 class Branches(nnx.Module):

@@ -8,10 +8,9 @@ this mode `v_module`.
 
 from dataclasses import dataclass
 
-from einops import repeat
 from flax import nnx
 
-from mplug2.modules.functions import dropout
+from mplug2.modules.functions import dropout, repeated
 from mplug2.modules.layers import Norm, PostNormLayer, Stack, fold, normal, parameter
 from mplug2.roles import Array, Execution, split_key
 
@@ -53,7 +52,7 @@ class Universal(nnx.Module):
             rngs=rngs,
             execution=execution,
         )
-        self.latents = parameter(normal(1.0), (config.latents, config.width), (None, "embed"), rngs)
+        self.latents = parameter(normal(1.0), (config.latents, config.width), ("places", "embed"), rngs)
         self.vision_norm = Norm(config.width, epsilon=PostNormLayer.EPSILON, rngs=rngs)
         self.config = config
 
@@ -66,7 +65,7 @@ class Universal(nnx.Module):
         """Tokens `B N D` -> `B N D`."""
         *keys, outer_key = split_key(key, self.config.depth + 1)
         *gather, read = (self.layers[index] for index in range(self.config.depth))
-        latents = repeat(self.latents[...].astype(tokens.dtype), "n d -> b n d", b=tokens.shape[0])
+        latents = repeated(self.latents[...], (len(tokens), *self.latents.shape), tokens.dtype)
         for layer, layer_key in zip(gather, keys, strict=False):
             latents = layer(latents, context=tokens, key=layer_key)
         seen = read(tokens, context=latents, key=keys[-1])

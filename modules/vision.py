@@ -12,12 +12,11 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange, reduce, repeat
+from einops import rearrange, reduce
 from flax import nnx
-from jax import lax
 
 from mplug2.errors import RecipeError
-from mplug2.modules.functions import dense, drop_path, gelu, quick_gelu
+from mplug2.modules.functions import add, convolve, dense, drop_path, gelu, quick_gelu, repeated
 from mplug2.modules.layers import (
     MLP,
     Attention,
@@ -85,6 +84,15 @@ class Clip:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OpenClip(Clip):
+    """The same with the exact GELU, as open_clip trains them (github.com/mlfoundations/open_clip)."""
+
+    @property
+    def activation(self) -> Callable[[Array], Array]:
+        return gelu
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plain:
     """The plain ViT's blocks (arXiv:2010.11929) as timm, DeiT, DINO and MAE have them: exact GELU, tokens go
     into the first block as they are."""
@@ -110,7 +118,7 @@ class Config:
     depth: int
     heads: int
     drop_path: float = 0.0
-    blocks: Clip | Plain = Clip()
+    blocks: Clip | OpenClip | Plain = Clip()
 
     def __post_init__(self):
         if self.width % self.heads:
@@ -180,8 +188,7 @@ class BiasedPatchStem(PatchStem):
         self.bias = parameter(zeros, (width,), ("embed",), rngs)
 
     def __call__(self, clips: Array) -> Array:
-        patches = super().__call__(clips)
-        return patches + self.bias[...].astype(patches.dtype)
+        return add(super().__call__(clips), self.bias[...])
 
 
 class ConvolutionStem(nnx.Module):
@@ -215,14 +222,8 @@ class Convolution(nnx.Module):
         self.stride = stride
 
     def __call__(self, frames: Array) -> Array:
-        convolved = lax.conv_general_dilated(
-            frames,
-            self.kernel[...].astype(frames.dtype),
-            (self.stride, self.stride),
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return spread_pictures(convolved + self.bias[...].astype(frames.dtype), "mlp")
+        convolved: Array = convolve(frames, self.kernel[...], self.stride)
+        return spread_pictures(add(convolved, self.bias[...]), "mlp")
 
 
 class Unchanged(nnx.Module):
@@ -259,7 +260,7 @@ class Vision(nnx.Module):
         self.stem = config.stem.build(config.width, rngs=rngs)
         self.class_token = parameter(normal(config.width**-0.5), (config.width,), ("norm",), rngs)
         # Louder than CLIP's, which small pictures' noise drowns: empty places are told apart from the first.
-        self.positions = parameter(normal(0.5), (1 + height * width, config.width), (None, "embed"), rngs)
+        self.positions = parameter(normal(0.5), (1 + height * width, config.width), ("places", "embed"), rngs)
         self.input_norm = config.blocks.input_norm(config.width, rngs=rngs)
         self.blocks = Stack(
             lambda rngs: Block(config, rngs=rngs, execution=execution),
@@ -278,10 +279,12 @@ class Vision(nnx.Module):
                 f"vision: expected clips B T H W C whose H and W divide by {patch}, got shape {clips.shape}"
             )
         patches = spread_pictures(self.stem(spread_pictures(clips.astype(self.dtype))))
-        frames, grid = patches.shape[1], patches.shape[2:4]
+        grid = patches.shape[2:4]
         patches = rearrange(patches, "b t h w d -> b t (h w) d")
-        first = repeat(self.class_token[...].astype(self.dtype), "d -> b t 1 d", b=patches.shape[0], t=frames)
-        x = jnp.concatenate([first, patches], axis=2) + self._positions_for(grid).astype(self.dtype)
+        first: Array = repeated(
+            self.class_token[...], (*patches.shape[:2], 1, patches.shape[-1]), patches.dtype
+        )
+        x = add(jnp.concatenate([first, patches], axis=2), self._positions_for(grid))
         x = fold(
             lambda x, block, branches, key: block(x, branches, key=key),
             spread(self.input_norm(x)),

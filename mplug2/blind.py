@@ -14,21 +14,31 @@ from typing import Any
 
 from mplug2.data import grammar
 from mplug2.data.handwriting import Handwriting
+from mplug2.data.stream import Mixture
 
 SAMPLE = 10_000
-"""Training examples that are counted, spread evenly over the train split."""
+"""Training examples that are counted, drawn from the whole train split, always the same ones."""
+
+SEEN = 1_000
+"""The same where pixels have to be read for them."""
 
 
-def training_examples(data: Any) -> Iterator[Mapping[str, Any]]:
-    """Examples of the train split; without pixels, which then need not be there, where the data can tell its
-    texts alone."""
-    source = data.written("train") if hasattr(data, "written") else data.source("train")
-    look = getattr(source, "texts", source.__getitem__)
-    return (look(index) for index in range(0, len(source), max(1, -(-len(source) // SAMPLE))))
+def training_examples(data: Any, *fields: str) -> Iterator[Mapping[str, Any]]:
+    """Examples of the train split that hold `fields`; without pixels, which then need not be there, where the
+    data can tell its texts alone."""
+    for part in data.parts if isinstance(data, Mixture) else [data]:
+        source = part.written("train") if hasattr(part, "written") else part.source("train")
+        look, most = source.__getitem__, SEEN
+        if hasattr(source, "texts") and len(source) and set(fields) <= set(source.texts(0)):
+            look, most = source.texts, SAMPLE
+        # Drawn, not every so many: a split may be in an order that repeats.
+        drawn = random.Random(0).sample(range(len(source)), min(most, len(source)))
+        yield from map(look, sorted(drawn))
 
 
 def most_frequent(values: Iterable[Any]) -> Any:
-    return Counter(values).most_common(1)[0][0]
+    """None of nothing."""
+    return next((value for value, _ in Counter(values).most_common(1)), None)
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,9 @@ def blind_answers(seen: Iterable[tuple[str, str, str]]) -> BlindAnswers:
     def best(counts: Mapping[str, Counter[str]]) -> dict[str, str]:
         return {name: counter.most_common(1)[0][0] for name, counter in counts.items()}
 
-    return BlindAnswers(best(questions), best(types), sum(types.values(), Counter()).most_common(1)[0][0])
+    return BlindAnswers(
+        best(questions), best(types), most_frequent(sum(types.values(), Counter()).elements()) or ""
+    )
 
 
 def random_captions(captions: Sequence[str], count: int) -> list[str]:

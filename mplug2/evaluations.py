@@ -5,9 +5,11 @@ Each runs one compiled function over a split (mplug2.inference) and compares wit
 - `blind` is measured from training data, never from the model (mplug2.blind): the most frequent training
   answer to the very same question text, else to its type; the most frequent training caption, scored by the
   same metric; the most frequent class. Of a text "description . question" it reads the question alone. For
-  retrieval, a constant ranking, which is chance.
+  retrieval, a constant ranking, which is chance; so for matching, by the choice of pairs.
 - `chance` is exact by construction: one over the number of classes, or of possible answers to such a question
   (from the grammar), k over the gallery. For captions, what training captions drawn at random score.
+
+Intervals take examples of one `video` or `picture` (the fields that name what is shown) together.
 """
 
 import operator
@@ -19,7 +21,7 @@ import numpy as np
 
 from mplug2 import blind
 from mplug2.caption_scores import Form, PlainWords, caption_scores, in_words
-from mplug2.errors import RecipeError
+from mplug2.errors import DataError, RecipeError
 from mplug2.generate import Greedy, Search
 from mplug2.inference import (
     Example,
@@ -28,14 +30,16 @@ from mplug2.inference import (
     captions,
     class_vectors,
     completions,
+    matches,
     text_classes,
     text_vectors,
     vision_classes,
     vision_vectors,
 )
 from mplug2.metrics import Metric, exact_match, recall_at_k
+from mplug2.pairs import Pairs
 from mplug2.ranking import AnswerList
-from mplug2.scores import Score, mean_score
+from mplug2.scores import Score, mean_score, no_score
 
 
 class Measured(NamedTuple):
@@ -122,11 +126,17 @@ def _classes(
 ) -> Measured:
     """Accuracy of the highest of `N classes` logits."""
     said, truth = logits.argmax(-1), np.array([example["label"] for example in examples])
+    if np.isnan(logits).any():
+        raise DataError("the network's logits are not a number for some examples: they name no class")
     correct = (said == truth).astype(float)
-    source = data.source("train")
-    count = min(len(source), 1000)  # labels come with pixels
-    usual = blind.most_frequent(source[index]["label"] for index in range(count))
-    score = mean_score("accuracy", correct, blind=float((truth == usual).mean()), chance=1 / logits.shape[-1])
+    usual = blind.most_frequent(example["label"] for example in blind.training_examples(data, "label"))
+    score = mean_score(
+        "accuracy",
+        correct,
+        blind=float((truth == usual).mean()),
+        chance=1 / logits.shape[-1],
+        groups=_seen(examples),
+    )
     named = (lambda label: names[label]) if names else int
     return Measured({"": score}, _predictions(examples, map(named, truth), map(named, said), correct))
 
@@ -159,9 +169,16 @@ class Retrieval:
         for name, one_way in ((f"text_to_{clip}", similarity.T), (f"{clip}_to_text", similarity)):
             recall = recall_at_k(one_way, same)
             for k in recall.at:
+                metric = f"R@{k} of {gallery}"
+                if k >= gallery:
+                    scores[f"/{name}@{k}"] = no_score(
+                        metric, "every ranking finds it in so small a gallery", gallery
+                    )
+                    continue
                 chance = float(np.mean([_chance_of_hit(right, gallery, k) for right in same.sum(1)]))
-                hits = recall.hits(k)
-                scores[f"/{name}@{k}"] = mean_score(f"R@{k} of {gallery}", hits, blind=chance, chance=chance)
+                scores[f"/{name}@{k}"] = mean_score(
+                    metric, recall.hits(k), blind=chance, chance=chance, groups=_seen(examples)
+                )
         nearest = similarity.argmax(1)
         correct = same[np.arange(gallery), nearest]
         return Measured(scores, _predictions(examples, texts, [texts[place] for place in nearest], correct))
@@ -173,6 +190,39 @@ def _chance_of_hit(right: int, gallery: int, k: int) -> float:
     for drawn in range(min(k, gallery)):
         missed *= max(0, gallery - right - drawn) / (gallery - drawn)
     return 1 - missed
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Matching
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matching:
+    """Accuracy of `matching`, "do they belong together?", on `clips`, `caption`: of every clip with its own
+    caption and with a near one that is another clip's and does not hold of it.
+
+    Every caption comes once with its own clip and once with another's, so that whoever reads captions alone,
+    or sees clips alone, is right in exactly half of the pairs: `blind` and `chance`. `length`: ids a caption
+    is cut or padded to. The value of an example is the share of its two pairs that were told right.
+    """
+
+    data: Any
+    length: int
+    batch: int = 100
+    outputs = (matches,)
+
+    def measure(self, inference: Inference) -> Measured:
+        pairs = Pairs(inference.places(self.data))
+        lengths = {"text": self.length, "other": self.length}
+        examples, belongs = inference.over(pairs, lengths, self.batch, matches)
+        correct = (belongs > 0.5) == [True, False]
+        lines = []
+        for place, (name, truth) in enumerate((("text", "yes"), ("other", "no"))):
+            said = np.where(belongs[:, place] > 0.5, "yes", "no").tolist()
+            of_pair = _predictions(examples, [truth] * len(examples), said, correct[:, place])
+            lines += [line | {"text": one[name]} for line, one in zip(of_pair, examples, strict=True)]
+        score = mean_score("accuracy", correct.mean(1), blind=0.5, chance=0.5)
+        return Measured({"": score}, lines)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -196,8 +246,9 @@ class Captioning:
         examples, ids = inference.over(self.data, {}, self.batch, captions, write)
         said, form = self.form.words(inference.texts(ids)), self.form
         references = in_words(form, [example.get("captions") or [example["caption"]] for example in examples])
-        usual = form.words([example["caption"] for example in blind.training_examples(self.data)])
-        scores = caption_scores(said, references, usual, meteor=form.meteor)
+        training = blind.training_examples(self.data, "caption")
+        usual = form.words([example["caption"] for example in training])
+        scores = caption_scores(said, references, usual, meteor=form.meteor, groups=_seen(examples))
         truth = [several if len(several) > 1 else several[0] for several in references]
         exact = exact_match(said, references).per_example
         return Measured(scores, _predictions(examples, truth, said, exact))
@@ -279,11 +330,12 @@ def _answers(
     references = [example.get("answers") or [example[answer]] for example in examples]
     correct = right(said, references).per_example
     guess = blind.blind_answers(
-        (asked(one), one.get("type", ""), one[answer]) for one in blind.training_examples(data)
+        (asked(one), one.get("type", ""), one[answer]) for one in blind.training_examples(data, answer)
     )
     guesses = [guess(question, type) for question, type in zip(questions, types, strict=True)]
     blind_correct = right(guesses, references).per_example
     chances = {type: blind.answer_chance(data, type) for type in set(types)}
+    together = _seen(examples)
     scores = {}
     for type in ("", *sorted(set(types) - {""})):
         here = [place for place, one in enumerate(types) if type in ("", one)]
@@ -293,11 +345,17 @@ def _answers(
             correct[here],
             blind=float(blind_correct[here].mean()),
             chance=float(np.mean(known)) if len(known) == len(here) else None,
+            groups=[together[place] for place in here],
         )
     predictions = _predictions(examples, truth, said, correct)
     return Measured(
         scores, [line | {"question": question} for line, question in zip(predictions, questions, strict=True)]
     )
+
+
+def _seen(examples: Sequence[Example]) -> list[Any]:
+    """What each example shows: its `video` or `picture`, where it names one, else it is alone."""
+    return [example.get("video") or example.get("picture") or place for place, example in enumerate(examples)]
 
 
 def _predictions(

@@ -15,8 +15,9 @@ from mplug2.step import Trainer
 
 
 def step_flops(recipe: Recipe, batches: Any) -> float:
-    """What a step on such batches must compute: what `remat` computes again is not counted."""
-    once = replace(recipe, execution=replace(recipe.execution, remat="none", scan=True))
+    """What a step on such batches must compute: what `remat`, or a batch in parts, computes again is not
+    counted."""
+    once = replace(recipe, accumulate=1, execution=replace(recipe.execution, remat="none", scan=True))
     return executed_flops(once, batches)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mplug2 import processes, sharding
@@ -117,6 +118,28 @@ def vision_likenesses(
         connector=connector,
     )
     return jax.nn.softmax(seen @ batch["names"].T / contrastive.temperature(), -1)
+
+
+def matches(
+    batch: Batch,
+    *,
+    vision: Vision,
+    text: Text,
+    universal: Universal,
+    fusion: Fusion,
+    matching: Head,
+    temporal: Temporal | None = None,
+    connector: Connector | None = None,
+) -> Array:
+    """`clips`, `text`, `other` -> probabilities `B 2` that each of the two texts belongs to the clip."""
+    seen = see(batch["clips"], vision=vision, universal=universal, temporal=temporal, connector=connector)
+
+    def belongs(ids: Array) -> Array:
+        tokens = read(ids, text=text, universal=universal)
+        _, looked = fusion(seen, tokens, padding_mask(ids))
+        return jax.nn.softmax(matching(looked), -1)[:, 1]
+
+    return jnp.stack([belongs(batch["text"]), belongs(batch["other"])], 1)
 
 
 def class_vectors(prompts: np.ndarray, classes: int) -> np.ndarray:
@@ -281,11 +304,7 @@ class Inference:
 
         Raises DataError on an empty split, RecipeError on a module that is missing.
         """
-        compute = self.compiled(outputs, *fixed)
-        sources = [source_of(part, self.split, "the evaluation's data") for part, _ in shares(data)]
-        places = [(source, index) for source in sources for index in range(len(source))][: self.limit]
-        if not places:
-            raise DataError(f"the {self.split} split of {data} holds no example")
+        compute, places = self.compiled(outputs, *fixed), self.places(data)
 
         def part(start: int) -> tuple[list[Example], Any]:
             chosen = places[start : start + batch]
@@ -299,6 +318,14 @@ class Inference:
         parts = processes.dealt(part, range(0, len(places), batch))
         examples = [example for some, _ in parts for example in some]
         return examples, jax.tree.map(lambda *found: np.concatenate(found), *(found for _, found in parts))
+
+    def places(self, data: Any) -> list[tuple[Any, int]]:
+        """(source, index) of every example that is asked about. Raises DataError where there is none."""
+        sources = [source_of(part, self.split, "the evaluation's data") for part, _ in shares(data)]
+        places = [(source, index) for source in sources for index in range(len(source))][: self.limit]
+        if not places:
+            raise DataError(f"the {self.split} split of {data} holds no example")
+        return places
 
     def text_vectors(self, texts: Sequence[str], length: int, batch: int) -> np.ndarray:
         """Unit vectors of texts, each cut or padded to `length` ids."""

@@ -30,7 +30,7 @@ class Judge:
             self._compiled = Compiled(network, params, recipe.preprocessing, recipe.mesh.of_process())
         else:
             self._compiled = self._compiled.on(network, params)
-        tasks = evaluate(
+        results = evaluate(
             network,
             params,
             recipe,
@@ -39,7 +39,8 @@ class Judge:
             only=[name.partition("/")[0]],
             console=Console(quiet=True),
             compiled=self._compiled,
-        ).tasks
-        if name not in tasks:
-            raise RecipeError(f"best is {name}, expected one of {', '.join(tasks)}{nearest(name, tasks)}")
-        return tasks[name].value
+        )
+        if name not in results.tasks:
+            known = ", ".join(results.tasks)
+            raise RecipeError(f"best is {name}, expected one of {known}{nearest(name, results.tasks)}")
+        return results.value(name)

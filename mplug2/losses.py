@@ -1,5 +1,5 @@
-"""What training minimises: pure functions of logits and targets, computed in float32 whatever the logits'
-type."""
+"""What training minimises: pure functions of logits and targets, computed in float32 at least, whatever the
+logits' type."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from mplug2 import sharding
-from mplug2.roles import PAD, Array
+from mplug2.accumulation import everywhere
+from mplug2.roles import PAD, Array, sum_dtype
 
 CHUNK = 1 << 24
 """How many logits a device holds at once, 64 MiB of them in float32."""
@@ -16,7 +17,7 @@ CHUNK = 1 << 24
 
 def cross_entropy(logits: Array, targets: Array) -> Array:
     """Negative log-likelihoods: logits `... V`, targets int `...` -> float32 `...`."""
-    exact = logits.astype(jnp.float32)
+    exact = logits.astype(sum_dtype(logits))
     chosen = jnp.take_along_axis(exact, targets[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(exact, axis=-1) - chosen
 
@@ -29,13 +30,15 @@ def word_losses(logits: Array, targets: Array) -> tuple[Array, Array]:
 
 
 def word_loss(logits: Array, targets: Array) -> Array:
-    """The mean over all words of the batch that count."""
+    """The mean over all words of the batch that count, of a part of a batch its share of that."""
     return mean_of_words(*word_losses(logits, targets))
 
 
 def mean_of_words(losses: Array, counted: Array) -> Array:
-    """Of `B S` each, as `word_losses` gives them."""
-    return losses.sum() / jnp.maximum(counted.sum(), 1.0)
+    """The sum of losses over the number of those that are counted (1) and not left out (0), of `B S` each, as
+    `word_losses` gives them, or of other shapes. The number is that of the whole batch, also in a part."""
+    counts = everywhere(counted.sum()[None])
+    return losses.sum() * len(counts) / jnp.maximum(counts.sum(), 1.0)
 
 
 def predicted_losses(
@@ -73,5 +76,5 @@ def contrastive_loss(similarity: Array, positives: Array) -> Array:
         targets = positives / positives.sum(-1, keepdims=True)
         return -(targets * jax.nn.log_softmax(similarity, axis=-1)).sum(-1).mean()
 
-    weight = positives.astype(jnp.float32)
+    weight = positives.astype(sum_dtype(similarity))
     return (one_way(similarity, weight) + one_way(similarity.T, weight.T)) / 2

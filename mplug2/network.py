@@ -53,12 +53,20 @@ class Network:
     @property
     def axes(self) -> Parameters:
         """The tuple of logical axis names of every parameter, in the structure of `init`."""
-        named = {}
-        for name, state in self._states.items():
-            named[name] = nested(
-                {path: variable.get_metadata()["axes"] for path, variable in nnx.to_flat_state(state)}
-            )
-        return named
+        return self._told(lambda metadata: metadata["axes"])
+
+    @property
+    def bounds(self) -> Parameters:
+        """The least and the largest value that training leaves each parameter, () for any, in the structure
+        of `init`."""
+        return self._told(lambda metadata: metadata.get("bounds", ()))
+
+    def _told(self, read: Callable[[Mapping[str, Any]], Any]) -> Parameters:
+        """What each parameter was made with (`modules.layers.parameter`)."""
+        return {
+            name: nested({path: read(leaf.get_metadata()) for path, leaf in nnx.to_flat_state(state)})
+            for name, state in self._states.items()
+        }
 
     def bind(self, params: Parameters, key: Array | None = None) -> dict[str, Any]:
         """Module objects around `params`; call it inside the function that is jitted. Tasks that call a

@@ -14,24 +14,22 @@ import optax
 from mplug2.recipe import AdamW, OfficialAdamW
 from mplug2.roles import Array
 
-TABLES_KEPT = frozenset({"positions", "types", "latents"})
-"""Matrices that are not decayed: their rows are learned tokens or places, not weights of a product."""
-
 
 def decayed(axes: Mapping[str, Any]) -> dict[str, Any]:
     """Which parameters weight decay pulls to zero: `Network.axes` -> the same tree with a bool for every
     parameter.
 
     Kernels and word tables are. Not so what has at most one axis beside `layers` (norms, biases, the class
-    token, the temperature) and the TABLES_KEPT.
+    token, the temperature), and tables of `places`, whose rows are learned tokens or places and no weights of
+    a product (positions, types, latents, prompts). The axes alone decide, whatever a parameter is called.
     """
 
-    def decays(name: str, value: Any) -> Any:
+    def decays(value: Any) -> Any:
         if isinstance(value, Mapping):
             return decayed(value)
-        return name not in TABLES_KEPT and sum(axis != "layers" for axis in value) >= 2
+        return "places" not in value and sum(axis != "layers" for axis in value) >= 2
 
-    return {name: decays(name, value) for name, value in axes.items()}
+    return {name: decays(value) for name, value in axes.items()}
 
 
 _BERT = frozenset({"embedding", "layers", "predictor"})
@@ -62,7 +60,7 @@ def schedule(settings: AdamW, steps: int, factor: float = 1.0) -> Callable[[Any]
         return _official_schedule(settings, steps, factor)
 
     def rate(done: Any) -> Array:
-        step = jnp.asarray(done, jnp.float32) + 1
+        step = jnp.asarray(done, float) + 1
         rise = step / max(settings.warmup, 1)
         fallen = jnp.clip((step - settings.warmup) / max(steps - settings.warmup, 1), 0.0, 1.0)
         fall = settings.final + (1 - settings.final) * 0.5 * (1 + jnp.cos(jnp.pi * fallen))
@@ -86,7 +84,7 @@ def _official_schedule(settings: OfficialAdamW, steps: int, factor: float) -> Ca
         last = jnp.maximum((jnp.asarray(done, jnp.int32) + 1) * settings.iterations - 2, 0)
         every, until = _SAWTOOTH
         falls_back = (last < settings.sawtooth) & (last <= until) & (last % every == 0)
-        time = jnp.where(falls_back, last // every, last).astype(jnp.float32)
+        time = jnp.where(falls_back, last // every, last).astype(float)
         risen = jnp.minimum(time / max(settings.warmup, 1), 1.0)
         fallen = jnp.clip((time - settings.warmup) / max(total - settings.warmup, 1), 0.0, 1.0)
         share = jnp.where(time < settings.warmup, risen, 0.5 * (1 + jnp.cos(jnp.pi * fallen)))

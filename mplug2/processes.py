@@ -22,6 +22,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from mplug2 import rollcall
 from mplug2.errors import Mplug2Error
 from mplug2.lifeline import GRACE, Lifeline
 from mplug2.sharding import batch_sharding
@@ -113,14 +114,11 @@ def _join(coordinator: str | None, processes: int | None, process: int | None, p
             )
         assert coordinator is not None and processes is not None and process is not None
         _check(coordinator, processes, process)
+        refused = _called(coordinator, processes, process, patience)
+        if refused:
+            raise ProcessError(f"the processes cannot be joined at {coordinator}: {refused}")
         if process:
-            _reach(coordinator, patience)
-        else:
-            _check_free(coordinator)
-            if processes > 1:
-                print(
-                    f"process 0 of {processes}: waiting for the others, up to {patience} s", file=sys.stderr
-                )
+            _reach(coordinator, patience, _connected)
     # JAX's own client would abort this process without a word to read.
     late = threading.Timer(patience, _too_late, [coordinator, patience])
     late.daemon = True
@@ -170,13 +168,22 @@ def _host_port(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port) if port.isdigit() else 0
 
 
-def _check_free(coordinator: str) -> None:
-    """JAX's own service would end this process without a word to read. Raises ProcessError."""
+def _called(coordinator: str, processes: int, process: int, patience: int) -> str:
+    """The roll call: why these processes do not belong together, or nothing. Raises ProcessError where
+    process 0 cannot listen or be reached: JAX's own service and client would end the process without a word
+    to read."""
     port = _host_port(coordinator)[1]
+    if process:
+        return _reach(
+            coordinator, patience, lambda address, left: rollcall.answer(address, process, processes, left)
+        )
     try:
-        with socket.socket() as probe:  # which does not listen: the others would take it for the service
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("", port))
+        with rollcall.listening(port) as server:
+            if processes > 1:
+                print(
+                    f"process 0 of {processes}: waiting for the others, up to {patience} s", file=sys.stderr
+                )
+            return rollcall.take(server, processes, patience)
     except OSError as error:
         raise ProcessError(
             f"port {port} of --coordinator {coordinator} cannot be had here ({error.strerror or error}): "
@@ -184,14 +191,16 @@ def _check_free(coordinator: str) -> None:
         ) from None
 
 
-def _reach(coordinator: str, patience: int) -> None:
-    """Waits until process 0 listens: JAX's own client would end this process without a word to read."""
+def _connected(address: tuple[str, int], patience: float) -> None:
+    socket.create_connection(address, timeout=patience).close()
+
+
+def _reach(coordinator: str, patience: int, contact: Callable[[tuple[str, int], float], T]) -> T:
+    """What `contact(address, seconds left)` gives when it first reaches process 0. Raises ProcessError."""
     until, reason = time.monotonic() + patience, ""
     while time.monotonic() < until:
         try:
-            left = max(0.1, until - time.monotonic())
-            socket.create_connection(_host_port(coordinator), timeout=left).close()
-            return
+            return contact(_host_port(coordinator), max(0.1, until - time.monotonic()))
         except OSError as error:
             reason = error.strerror or str(error)
             time.sleep(0.2)

@@ -123,7 +123,7 @@ def _score_table(scores: Mapping[str, Scores]) -> str:
     return (
         f"<table><tr><th>evaluation</th>{head}<th>blind</th><th>chance</th><th>n</th></tr>{''.join(rows)}</table>"
         "<p class=faint>Held-out glyphs. Blind: the best that a reader of the words alone scores. "
-        "Intervals: bootstrap, 95%.</p>"
+        "Intervals: 95%.</p>"
     )
 
 
@@ -132,7 +132,8 @@ def _cells(metric: str, score: Mapping[str, Any] | None) -> str:
     if score is None:
         return "<td></td><td></td>"
     value, low, high = (_said(metric, score[bound]) for bound in ("value", "low", "high"))
-    return f"<td><b>{value}</b></td><td class=faint>{low} to {high}</td>"
+    bounds = f"{low} to {high}" if score["low"] is not None else ""
+    return f"<td><b>{value}</b></td><td class=faint>{bounds}</td>"
 
 
 def _said(metric: str, value: float | None) -> str:

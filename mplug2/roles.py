@@ -164,6 +164,12 @@ def padding_mask(ids: Array) -> Array:
     return jnp.not_equal(ids, PAD)
 
 
+def sum_dtype(*arrays: Array) -> Any:
+    """What sums over such numbers are kept in: float32, whatever is narrower; float64 stays float64, in which
+    the equality of two ways to compute can be told from rounding."""
+    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+
+
 def split_key(key: Array | None, count: int) -> tuple[Array | None, ...]:
     """`count` keys from one, or as many Nones: a part that gets no key drops nothing."""
     return (None,) * count if key is None else tuple(jax.random.split(key, count))

@@ -9,15 +9,16 @@ by `on`; the compiler pads what is of another length (4097 tokens, 30522 words).
 import contextlib
 import functools
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from mplug2.errors import RecipeError
+from mplug2.errors import RecipeError, nearest
 
 BATCH = ("data", "fsdp")
 
@@ -33,9 +34,12 @@ RULES: dict[str | None, tuple[str, ...]] = {
     "vocab": ("tensor",),
     "norm": (),
     "layers": (),
+    "places": (),
     None: (),
 }
-"""Of two dimensions that follow one mesh axis (frames and their tokens), the first that divides has it."""
+"""Of two dimensions that follow one mesh axis (frames and their tokens), the first that divides has it.
+`places`: the rows of a table of learned tokens or places (positions, latents, prompts), which no product
+sums over."""
 
 PADDED = frozenset({"batch", "tokens", "vocab"})
 """Dimensions of activations that the compiler pads to what the devices can share."""
@@ -87,6 +91,35 @@ class Mesh:
         devices = jax.local_devices()
         unordered = jax.process_count() > 1 and devices[0].platform == "cpu"
         return (self if self.size <= len(devices) and not unordered else Mesh()).build(devices)
+
+
+def mesh_of(text: str) -> Mesh:
+    """`fsdp=64,tensor=4` -> the mesh. Raises RecipeError for what is no axis or no count,
+    and for an axis that is given twice."""
+    sizes: dict[str, int] = {}
+    axes = [field.name for field in fields(Mesh)]
+    for word in text.split(","):
+        axis, _, count = word.strip().partition("=")
+        if axis not in axes:
+            raise RecipeError(
+                f'mesh "{text}": there is no axis "{axis}"; known are {", ".join(axes)}{nearest(axis, axes)}'
+            )
+        if not re.fullmatch(r"[1-9]\d*", count):
+            raise RecipeError(f'mesh "{text}": {axis} is "{count}", expected a number of devices')
+        if axis in sizes:
+            raise RecipeError(f'mesh "{text}": {axis} is given twice, {sizes[axis]} and {count}')
+        sizes[axis] = int(count)
+    return Mesh(**sizes)
+
+
+def idle(mesh: AnyMesh) -> str:
+    """The sentence that says which devices a mesh leaves idle; empty where it leaves none."""
+    there = jax.device_count()
+    if mesh.size >= there:
+        return ""
+    said = ",".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size != 1) or "data=1"
+    idle = there - mesh.size
+    return f"mesh {said} uses {mesh.size} of the {there} devices here, {idle} are idle (mesh.data=N)"
 
 
 # ------------------------------------------------------------------------------------------------------------

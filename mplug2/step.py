@@ -6,13 +6,14 @@ last line of the log) and `bad` (the first step whose numbers were not finite, w
 those that are adapted by a delta, are an argument, never differentiated.
 
 Batches are by feed (`Recipe.feeds`). Every objective's loss is computed in every step; what is minimised is
-their sum by weight. With accumulation, a batch is cut into `accumulate` parts whose gradients are averaged (a
-contrastive loss then sees only its part as negatives, and a mean over words is one of its part's words).
+their sum by weight. With accumulation, a batch is cut into `accumulate` parts, computed one after the other;
+loss and gradient are those of the undivided batch (mplug2.accumulation). What only the whole batch can tell
+(how many words it has; for contrast and matching, what all its texts and clips look like) is found before.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ import optax
 from einops import rearrange
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from mplug2 import kernels, optim, processes, sharding
+from mplug2 import accumulation, kernels, optim, processes, sharding
 from mplug2.errors import RecipeError
 from mplug2.network import Network, Parameters, select
 from mplug2.recipe import Recipe
@@ -155,7 +156,7 @@ class Trainer:
         return state | ({"ema": params} if self.recipe.ema else {})
 
     def _counters(self) -> State:
-        zero = jnp.zeros((), jnp.float32)
+        zero = jnp.zeros((), float)  # float32, where JAX is not told to compute in float64
         metrics = ("loss", *(f"loss/{name}" for name in self.recipe.objectives), "gradient_norm")
         return {
             "step": jnp.zeros((), jnp.int32),
@@ -245,7 +246,7 @@ class Trainer:
         """(sum by weight, {objective: loss}). Clips come as uint8 and are normalised here."""
         modules = self.network.bind({**frozen, **params}, key)
         ready = {feed: self._normalised(batch) for feed, batch in batches.items()}
-        total, losses = jnp.zeros((), jnp.float32), {}
+        total, losses = jnp.zeros((), float), {}
         for place, (name, objective) in enumerate(self.recipe.objectives.items()):
             own_key = None if key is None else jax.random.fold_in(key, place)
             batch = ready[self.recipe.feed_of(name)]
@@ -261,7 +262,7 @@ class Trainer:
     def gradients(
         self, params: Parameters, frozen: Parameters, batches: Batches, key: Array | None
     ) -> tuple[tuple[Array, dict[str, Array]], Parameters]:
-        """((sum, losses), gradient of the sum): of the whole batch, or averaged over its parts."""
+        """((sum, losses), gradient of the sum) of the whole batch, computed in parts or not."""
         with sharding.on(self.mesh):
             return self._gradients(params, frozen, batches, key)
 
@@ -273,15 +274,23 @@ class Trainer:
         if parts == 1:
             return differentiate(params, frozen, batches, key)
 
-        def one_part(sums: Any, part: Any) -> tuple[Any, None]:
+        def of_part(function: Callable, params: Parameters, frozen: Parameters, key: Any, *part: Any) -> Any:
             index, batch = part
-            part_key = None if key is None else jax.random.fold_in(key, index)
-            return jax.tree.map(jnp.add, sums, differentiate(params, frozen, batch, part_key)), None
+            return function(params, frozen, batch, None if key is None else jax.random.fold_in(key, index))
 
         # Every device keeps examples of its own in every part: example i goes to part i modulo `parts`.
         split = jax.tree.map(lambda array: rearrange(array, "(b a) ... -> a b ...", a=parts), dict(batches))
-        first = jax.tree.map(lambda array: array[0], split)
-        shapes = jax.eval_shape(differentiate, params, frozen, first, key)
+        known = accumulation.found(partial(of_part, self.loss), parts, split, params, frozen, key)
+        # No collective of the parts begins before these have ended: on CPUs they would mix.
+        split, known = jax.lax.optimization_barrier((split, known))
+
+        def one_part(sums: Any, part: Any) -> tuple[Any, None]:
+            index, batch = part
+            with accumulation.part_of(parts, index, known):
+                its = of_part(differentiate, params, frozen, key, index, batch)
+            return jax.tree.map(jnp.add, sums, its), None
+
+        shapes = jax.eval_shape(differentiate, params, frozen, batches, key)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         sums, _ = jax.lax.scan(one_part, zeros, (jnp.arange(parts), split))
         return jax.tree.map(lambda total: total / parts, sums)
@@ -294,7 +303,7 @@ class Trainer:
         )
         (total, losses), gradients = self.gradients(state["params"], frozen, batches, key)
         updates, moments = self.optimizer.update(gradients, state["moments"], state["params"])
-        params: Any = optax.apply_updates(state["params"], updates)
+        params = self._within_bounds(optax.apply_updates(state["params"], updates))
 
         values = {"loss": total, **{f"loss/{name}": loss for name, loss in losses.items()}}
         # Fenced off: XLA on CPUs would share the squares with the optimizer, and so write all of them down.
@@ -313,6 +322,12 @@ class Trainer:
             "bad": jax.tree.map(jnp.copy, new["bad"]),
         }
 
+    def _within_bounds(self, params: Any) -> Parameters:
+        """Those that have bounds brought back to them: no momentum carries a parameter away, from where it
+        would take as many steps to return."""
+        bounds = {name: self.network.bounds[name] for name in params}
+        return jax.tree.map(lambda array, own: jnp.clip(array, *own) if own else array, params, bounds)
+
 
 def _placed(leaf: Any, place: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
@@ -321,7 +336,7 @@ def _placed(leaf: Any, place: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
 def averaged(ema: Parameters, params: Parameters, decay: float, done: Array | int) -> Parameters:
     """The running average after one step more, `done` steps having gone before: `d * ema + (1 - d) * params`
     with `d = min(decay, (1 + done) / (10 + done))`, so that the random start is soon forgotten."""
-    done = jnp.asarray(done, jnp.float32)
+    done = jnp.asarray(done, float)
     share = jnp.minimum(decay, (1 + done) / (10 + done))
     return jax.tree.map(lambda old, new: share * old + (1 - share) * new, ema, params)
 

@@ -6,15 +6,23 @@ A batch is a flat dict of arrays: `clips` float `B T H W C` (an image is a clip 
 is to be learned, a field `<text>_target` holds it, 0 elsewhere. With a `key`, modules drop out; without,
 they do not.
 
+A batch may be computed in parts (mplug2.accumulation). A task whose loss is a mean over examples need not
+know; one whose loss is any other takes `everywhere` what it joins of several examples.
+
 Objectives as in the mPLUG family's released code (ALBEF, mPLUG, mPLUG-2): caption and answer exactly
 mPLUG-2's.
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
+from mplug2 import accumulation
+from mplug2.accumulation import everywhere, own
+from mplug2.errors import RecipeError
 from mplug2.losses import contrastive_loss, cross_entropy, mean_of_words, predicted_losses
 from mplug2.roles import (
     Array,
@@ -135,7 +143,8 @@ def contrast(
     temporal: Temporal | None = None,
     connector: Connector | None = None,
 ) -> Array:
-    """`clips`, `text` -> symmetric InfoNCE over the batch; equal texts are positives of each other."""
+    """`clips`, `text` [, `fits`] -> symmetric InfoNCE over the whole batch; all texts that hold of a clip are
+    its positives (`_fits`). Raises RecipeError for a batch of one."""
     see_key, read_key = split_key(key, 2)
     seen = see(
         batch["clips"],
@@ -146,7 +155,9 @@ def contrast(
         key=see_key,
     )
     tokens = read(batch["text"], text=text, universal=universal, key=read_key)
-    return contrastive_loss(contrastive.similarity(seen, tokens), _same(batch["text"]))
+    _with_others(batch["text"])
+    similarity = contrastive.similarity(everywhere(seen[:, :1]), everywhere(tokens[:, :1]))
+    return contrastive_loss(similarity, _fits(batch))
 
 
 def match(
@@ -162,31 +173,44 @@ def match(
     temporal: Temporal | None = None,
     connector: Connector | None = None,
 ) -> Array:
-    """`clips`, `text` -> cross-entropy of "they belong together" over B true pairs and 2 B hard false ones.
+    """`clips`, `text` [, `fits`] -> cross-entropy of "they belong together" over B true pairs and up to 2 B
+    hard false ones.
 
-    The false partners are drawn by contrastive similarity, never with an equal text; without a key, the
-    most similar.
+    The false partners are drawn from the whole batch by contrastive similarity, never a text that holds of
+    the clip (`_fits`); without a key, the most similar. What has no false partner in its batch does not
+    count. Raises RecipeError for a batch of one.
     """
     see_key, read_key, fusion_key, head_key, text_key, vision_key = split_key(key, 6)
-    ids = batch["text"]
-    seen = see(
-        batch["clips"],
-        vision=vision,
-        universal=universal,
-        temporal=temporal,
-        connector=connector,
-        key=see_key,
+    see_clips = partial(
+        see, vision=vision, universal=universal, temporal=temporal, connector=connector, key=see_key
     )
-    tokens = read(ids, text=text, universal=universal, key=read_key)
-    similarity = jax.lax.stop_gradient(contrastive.similarity(seen, tokens))
-    similarity = jnp.where(_same(ids), -jnp.inf, similarity)
-    false_text, false_vision = _draw(similarity, text_key), _draw(similarity.T, vision_key)
-    all_seen = jnp.concatenate([seen, seen, seen[false_vision]])
-    all_tokens = jnp.concatenate([tokens, tokens[false_text], tokens])
-    all_ids = jnp.concatenate([ids, ids[false_text], ids])
-    _, together = fusion(all_seen, all_tokens, padding_mask(all_ids), key=fusion_key)
+    read_text = partial(read, text=text, universal=universal, key=read_key)
+    ids = batch["text"]
+    seen, tokens = see_clips(batch["clips"]), read_text(ids)
+    _with_others(ids)
+    similarity = contrastive.similarity(everywhere(seen[:, :1]), everywhere(tokens[:, :1]))
+    fits = _fits(batch)
+    similarity = jnp.where(fits, -jnp.inf, jax.lax.stop_gradient(similarity))
+    false_text, false_clip = _draw(own(similarity), text_key), _draw(own(similarity.T), vision_key)
+    false_ids = everywhere(ids)[false_text]
+    if accumulation.divided():  # a false partner may be of another part: it is seen, or read, once more
+        false_tokens, false_seen = read_text(false_ids), see_clips(everywhere(batch["clips"])[false_clip])
+    else:
+        false_tokens, false_seen = tokens[false_text], seen[false_clip]
+    all_ids = jnp.concatenate([ids, false_ids, ids])
+    _, together = fusion(
+        jnp.concatenate([seen, seen, false_seen]),
+        jnp.concatenate([tokens, false_tokens, tokens]),
+        padding_mask(all_ids),
+        key=fusion_key,
+    )
     labels = (jnp.arange(len(all_ids)) < len(ids)).astype(jnp.int32)
-    return cross_entropy(matching(together, key=head_key), labels).mean()
+    losses = cross_entropy(matching(together, key=head_key), labels)
+    # Where every text of the batch holds of a clip, what was drawn is no false one; so with a text's clips.
+    no_text, no_clip = fits.all(1), fits.all(0)
+    counted = 1.0 - jnp.stack([no_text & no_clip, no_text, no_clip], 1)  # of the whole batch, by example
+    share = jnp.maximum(counted.sum() * len(ids) / len(fits), 1.0)
+    return (rearrange(losses, "(kind b) -> b kind", kind=3) * own(counted)).sum() / share
 
 
 def unmask(
@@ -251,9 +275,27 @@ def complete(
     return mean_of_words(*predicted_losses(words, decoder.predict, batch["target"][:, 1:]))
 
 
+def _fits(batch: Batch) -> Array:
+    """Which texts of the whole batch hold of which clips: bool `B B`, row = clip, column = text. A clip's own
+    text does, one equal to it, and, where the batch has `fits` (mplug2.data.stream), any that it names."""
+    same = _same(everywhere(batch["text"]))
+    if "fits" not in batch:
+        return same
+    fits = everywhere(batch["fits"])
+    return same | (fits[:, None] == fits[None, :, :1]).any(-1)
+
+
 def _same(ids: Array) -> Array:
-    """Which texts of a batch are equal: ids `B S` -> bool `B B`."""
+    """Which texts are equal: ids `B S` -> bool `B B`."""
     return (ids[:, None] == ids[None]).all(-1)
+
+
+def _with_others(ids: Array) -> None:
+    if len(everywhere(ids)) < 2:
+        raise RecipeError(
+            "its task learns from what tells an example from the others of its batch, and a batch of 1 has "
+            "no others: expected at least 2 (objectives.NAME.batch)"
+        )
 
 
 def _draw(similarity: Array, key: Array | None) -> Array:

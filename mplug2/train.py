@@ -20,7 +20,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from mplug2 import hub, places, processes
+from mplug2 import hub, places, processes, sharding
 from mplug2.checkpoint import AVERAGE, Checkpoints, fingerprint
 from mplug2.data.inventory import inventories
 from mplug2.data.stream import stream
@@ -180,6 +180,8 @@ class _Session:
                 return self._outcome(step, state)
             if step:
                 logbook.say(f"{self.run.path}: continuing after step {step}")
+            if idle := sharding.idle(trainer.mesh):
+                logbook.say(idle)
             stack.callback(self.checkpoints.join)  # an error may come while a save still goes on
             feed = stack.enter_context(Prefetch(batches, trainer.place_batch))
             interruption = stack.enter_context(Interruption(logbook))

@@ -8,7 +8,7 @@ from mplug2.recipes.world import BASE, LARGE, SMALL, TINY, Size
 
 MODULES = ("vision", "text", "universal", "fusion", "contrastive", "matching")
 OBJECTIVES = ("image_contrast", "image_match")
-EVALUATIONS = ("image_retrieval", "image_zero_shot")
+EVALUATIONS = ("image_retrieval", "image_zero_shot", "image_match")
 
 
 def recipe(size: Size) -> Recipe:

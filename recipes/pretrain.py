@@ -62,6 +62,7 @@ EVALUATIONS = (
     "image_caption",
     "image_answer",
     "image_retrieval",
+    "image_match",
     "video_caption",
     "video_answer",
     "video_answer_shuffled",
@@ -74,7 +75,8 @@ def recipe(size: Size, mixture: Mapping[str, tuple[float, float]] = MIXTURE) -> 
         "pretrain",
         MODULES,
         {name: size.objective(name, share=share, weight=weight) for name, (share, weight) in mixture.items()},
-        EVALUATIONS,
+        # Whoever does not learn to match is not asked.
+        tuple(name for name in EVALUATIONS if name != "image_match" or name in mixture),
     )
 
 

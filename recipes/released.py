@@ -82,7 +82,8 @@ class Setting:
 
 
 def captioning(benchmark: Benchmark, setting: Setting) -> Recipe:
-    """Two forward passes make a step, as published."""
+    """Two forward passes make a step, as published. (Its loss is the mean over the words of both; the
+    official loop averages the two passes' means.)"""
     data = _videos(benchmark, setting, setting.wording(PROMPT))
     objective = Objective(task=tasks.caption, data=data, batch=2 * setting.batch, lengths=setting.captions)
     evaluation = Captioning(data=data, search=setting.captioner, form=CocoWords(), batch=setting.batch)

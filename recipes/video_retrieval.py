@@ -8,7 +8,7 @@ from mplug2.recipes.world import BASE, LARGE, SMALL, TINY, Size
 
 MODULES = ("vision", "temporal", "text", "universal", "fusion", "contrastive", "matching")
 OBJECTIVES = ("video_contrast", "video_match")
-EVALUATIONS = ("video_retrieval",)
+EVALUATIONS = ("video_retrieval", "video_match")
 
 
 def recipe(size: Size) -> Recipe:

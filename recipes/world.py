@@ -19,6 +19,7 @@ from mplug2.evaluations import (
     Classification,
     Completion,
     Evaluation,
+    Matching,
     Retrieval,
     TextClassification,
     ZeroShot,
@@ -34,7 +35,7 @@ VOCABULARY = 96
 # Ids that hold the longest text of each kind, `begin` and `end` included: no text is cut.
 CAPTION = {"caption": 16}
 MASKED = {"masked": 18}
-DESCRIPTION = {"text": 18}
+DESCRIPTION = {"text": 18, "fits": 137}  # and all that grammar.truths may say of three digits
 QUESTION = {"question": 12, "answer": 4}
 STATEMENT = {"text": 24}
 TEXT_QUESTION = {"text": 24, "target": 4}
@@ -95,6 +96,7 @@ MEASURES = {
     "image_caption": Measure(Captioning, "caption"),
     "image_answer": Measure(Answering, "question", {"length": QUESTION["question"]}),
     "image_retrieval": Measure(Retrieval, "retrieval", {"length": CAPTION["caption"]}),
+    "image_match": Measure(Matching, "caption", {"length": CAPTION["caption"]}),
     "video_classify": Measure(Classification, "digit", video=True),
     "video_caption": Measure(Captioning, "caption", video=True),
     "video_answer": Measure(Answering, "question", {"length": QUESTION["question"]}, video=True),
@@ -102,6 +104,7 @@ MEASURES = {
         Answering, "question", {"length": QUESTION["question"], "shuffled": True}, video=True
     ),
     "video_retrieval": Measure(Retrieval, "retrieval", {"length": CAPTION["caption"]}, video=True),
+    "video_match": Measure(Matching, "caption", {"length": CAPTION["caption"]}, video=True),
 }
 
 

@@ -1,7 +1,6 @@
 """Readers of videos and pictures, and what they refuse."""
 
 import json
-from fractions import Fraction
 from pathlib import Path
 from random import Random
 
@@ -9,6 +8,7 @@ import av
 import jax
 import numpy as np
 import pytest
+from filming import write_video
 from PIL import Image
 
 from mplug2.data.clips import frame_indices, read_video
@@ -16,23 +16,6 @@ from mplug2.data.pixels import Preprocessing, read_image
 from mplug2.errors import DataError
 
 RECORDED = json.loads((Path(__file__).parent / "golden" / "aux" / "aux.json").read_text())
-
-
-def write_video(
-    path: Path, grey: list[int], codec: str = "libx264", size: tuple[int, int] = (48, 32)
-) -> None:
-    """A video whose i-th frame is all `grey[i]`."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=10)
-        assert isinstance(stream, av.VideoStream)
-        stream.width, stream.height = size
-        stream.pix_fmt = "yuv420p"
-        for number, level in enumerate(grey):
-            picture = np.full((size[1], size[0], 3), level, np.uint8)
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = number, Fraction(1, 10)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def test_a_checkpoint_of_another_kind_is_refused_with_its_own(tmp_path, tensors,
     [
         ({"layer_norm_eps": 1e-5}, "norms of epsilon 1e-05; the zoo's BERT has gelu and 1e-12"),
         ({"hidden_act": "relu"}, "activation relu"),
-        ({"patch_size": 16, "hidden_act": "gelu"}, "the zoo's CLIP has quick_gelu and 1e-05"),
+        ({"patch_size": 16, "hidden_act": "silu"}, "the zoo's CLIP has quick_gelu or gelu and 1e-05"),
         ({"vision_config": {"num_attention_heads": 2, "layer_norm_eps": 1e-6}}, "norms of epsilon 1e-06"),
         ({"num_attention_heads": 0}, "heads is 0, expected at least 1"),
         ({"num_attention_heads": -4}, "heads is -4"),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mplug2.data.builders import VERSION
 from mplug2.data.handwriting import TEXT_VIEWS, VIEWS, Composed, Handwriting
 from mplug2.errors import DataError
 
@@ -104,7 +105,7 @@ def test_a_built_set_reads_as_a_standard_tfds_directory(home: Path):
     Handwriting("digit").source("test")
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(home / "data" / "handwriting" / "digit_1x32" / "1.0.0")
+    builder = tfds.builder_from_directory(home / "data" / "handwriting" / "digit_1x32" / VERSION)
     assert builder.info.splits["test"].num_examples == 1000
     features: Any = builder.info.features
     assert set(features) == {"caption", "label", "clips", "boxes"}
@@ -129,7 +130,7 @@ def test_two_processes_building_at_once_leave_one_whole_set(tmp_path: Path):
     printed = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0], printed
     assert printed[0][0] == printed[1][0] and printed[0][0].startswith("1000 a ")
-    assert [path.name for path in (tmp_path / "data" / "handwriting" / "text_1x32").iterdir()] == ["1.0.0"]
+    assert [path.name for path in (tmp_path / "data" / "handwriting" / "text_1x32").iterdir()] == [VERSION]
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -21,24 +21,27 @@ from mplug2.caption_scores import CocoWords, PlainWords
 from mplug2.data import grammar
 from mplug2.data.handwriting import Handwriting
 from mplug2.data.pixels import Preprocessing
+from mplug2.data.stream import Mixture
 from mplug2.data.tokens import SentencePiece
-from mplug2.errors import RecipeError
+from mplug2.errors import DataError, RecipeError
 from mplug2.evaluate import (
     Answering,
     Captioning,
     Classification,
     Completion,
+    Matching,
     Retrieval,
     ZeroShot,
     evaluate,
 )
-from mplug2.evaluations import _shuffled
+from mplug2.evaluations import _classes, _shuffled
 from mplug2.inference import Compiled, Inference
 from mplug2.judge import Judge
 from mplug2.metrics import equal_strings, exact_match, vqa_accuracy
 from mplug2.network import Network
+from mplug2.pairs import Pairs
 from mplug2.recipe import Recipe
-from mplug2.scores import corpus_score, mean_score
+from mplug2.scores import Results, Score, corpus_score, mean_score
 from mplug2.tools import evaluate as tool
 
 CLASSES = 5
@@ -99,6 +102,20 @@ class OnCircle(nnx.Module):
     vision = text = _turn
 
 
+class Gazing(nnx.Module):
+    """Fusion: text tokens, and beside each the first pixel of the clip."""
+
+    def __call__(self, vision, text, mask, *, key=None):
+        return vision, jnp.concatenate([text, jnp.broadcast_to(vision[:, :1, :1], text.shape)], -1)
+
+
+class Equal(nnx.Module):
+    """Matching: they belong together where the first word is the pixel."""
+
+    def __call__(self, tokens, *, key=None):
+        return jax.nn.one_hot((tokens[:, 0, 0] == tokens[:, 0, 1]).astype(int), 2)
+
+
 @dataclass(frozen=True)
 class Memory:
     """A data set whose splits are all these examples."""
@@ -120,6 +137,8 @@ def recipe(**evaluations) -> Recipe:
         "text": Piece(Ids),
         "vision_classifier": Piece(Exact),
         "contrastive": Piece(OnCircle),
+        "fusion": Piece(Gazing),
+        "matching": Piece(Equal),
     }
     return Recipe(
         name="known", modules=modules, objectives={}, evaluations=evaluations, preprocessing=IDENTITY
@@ -137,6 +156,21 @@ LABELS = (0, 3, 3, 1, 3, 4, 2)
 SEVEN = Memory(
     tuple({"index": 10 + place, "clips": clip(label), "label": label} for place, label in enumerate(LABELS))
 )
+
+
+SEVEN_WORDS = Memory(tuple({**one, "caption": "red"} for one in SEVEN.examples))
+
+
+def numbers(score: Score) -> tuple[float, float, float, float]:
+    """(low, value, high, blind) of a score that has them all."""
+    found = (score.low, score.value, score.high, score.blind)
+    assert all(number is not None for number in found)
+    return found  # pyright: ignore[reportReturnType]
+
+
+def width(score: Score) -> float:
+    low, _, high, _ = numbers(score)
+    return high - low
 
 
 # --- every example once
@@ -209,7 +243,63 @@ def test_retrieval_counts_both_ways_and_states_its_gallery():
     assert set(tasks) == {f"find/{way}@{k}" for way in ("text_to_video", "video_to_text") for k in (1, 5, 10)}
     first = tasks["find/text_to_video@1"]
     assert (first.value, first.chance, first.blind, first.metric) == (0.5, 0.25, 0.25, "R@1 of 4")
-    assert tasks["find/video_to_text@5"].value == tasks["find/video_to_text@5"].chance == 1.0
+    assert tasks["find/video_to_text@5"].value is None  # of four, any ranking finds it
+    assert "so small a gallery" in tasks["find/video_to_text@5"].why
+
+
+# --- matching
+
+
+@dataclass(frozen=True)
+class Told(Memory):
+    """Memory that knows which captions hold of which clips: those of the same first letter."""
+
+    def source(self, split: str):
+        return self
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int):
+        return self.examples[index]
+
+    def fits(self, index: int):
+        first = self.examples[index]["caption"][0]
+        return {one["caption"] for one in self.examples if one["caption"][0] == first}
+
+
+def words_of(*words: str, mistaken: tuple[int, ...] = ()) -> tuple:
+    ids = [int(SentencePiece().encode(word, 4)[1]) for word in words]
+    pixels = [199 if place in mistaken else pixel for place, pixel in enumerate(ids)]
+    return tuple({"index": i, "clips": clip(pixel), "caption": words[i]} for i, pixel in enumerate(pixels))
+
+
+def test_matching_is_measured_on_true_and_near_false_pairs(tmp_path):
+    examples = words_of("red", "two", "left", "nine", "red", mistaken=(3,))
+    matching = Matching(data=Memory(examples), length=4, batch=2)
+    told = measured({"match": matching}, predictions=tmp_path).tasks["match"]
+    assert (told.value, told.blind, told.chance, told.n) == (0.9, 0.5, 0.5, 5)  # of "nine" the true pair
+    lines = [json.loads(line) for line in (tmp_path / "match.jsonl").read_text().splitlines()]
+    assert len(lines) == 10 and [line["index"] for line in lines if not line["correct"]] == [3]
+    assert sorted(line["text"] for line in lines[:5]) == sorted(line["text"] for line in lines[5:])
+    assert all(line["text"] != examples[line["index"]]["caption"] for line in lines[5:])
+
+
+def test_a_false_pair_begins_like_the_true_one_and_is_false():
+    words = ("a red two", "a red one", "a blue one", "a red two")
+    plain = Memory(words_of(*words))
+    others = [Pairs([(plain.examples, place) for place in range(4)])[place]["other"] for place in range(4)]
+    assert sorted(others) == sorted(words) and others[1] == "a red two" and others[0] != "a red two"
+    told = Told(words_of("nine", "two", "no", "then", "red"))  # of one letter: they hold of each other's
+    others = [Pairs([(told, place) for place in range(5)])[place]["other"] for place in range(5)]
+    assert all(other[0] != one["caption"][0] for other, one in zip(others, told.examples, strict=True))
+
+
+@pytest.mark.parametrize("words", [("red",), ("red", "red"), ("red", "red", "two")])
+def test_captions_that_cannot_be_told_apart_are_no_pairs(words):
+    places = [(words_of(*words), place) for place in range(len(words))]
+    with pytest.raises(DataError, match='captions hold of the clip of "red"'):
+        Pairs(places)
 
 
 # --- answers and captions, with what the model says given
@@ -268,10 +358,11 @@ def test_captions_are_scored_by_four_metrics():
     assert [line["correct"] for line in lines] == [True, False, True]
     for name in ("/bleu4", "/rouge_l", "/cider"):
         score = scores[name]
-        assert score.low <= score.value <= score.high and 0 < score.blind < score.value
+        low, value, high, baseline = numbers(score)
+        assert low <= value <= high and 0 < baseline < value
 
 
-SEVERAL = json.loads((Path(__file__).parent / "golden" / "metrics" / "captions.json").read_text())["001a_ptb"]
+SEVERAL = json.loads((Path(__file__).parent / "golden" / "metrics" / "captions.json").read_text())["002c_ptb"]
 
 
 def test_published_scores_of_several_references_are_those_of_the_reference_implementation():
@@ -284,9 +375,106 @@ def test_published_scores_of_several_references_are_those_of_the_reference_imple
     scores, lines = Captioning(data=Memory(examples), form=CocoWords()).measure(said)  # pyright: ignore
     names = {"/bleu4": "BLEU_4", "/meteor": "METEOR_exact_stem", "/rouge_l": "ROUGE_L", "/cider": "CIDEr"}
     for ours, theirs in names.items():
-        assert scores[ours].value == pytest.approx(SEVERAL["corpus"][theirs], abs=1e-9), ours
-        assert scores[ours].low <= scores[ours].value <= scores[ours].high
+        low, value, high, _ = numbers(scores[ours])
+        assert value == pytest.approx(SEVERAL["corpus"][theirs], abs=1e-9), ours
+        assert low <= value <= high
     assert scores["/meteor"].metric == "METEOR (exact+stem)" and isinstance(lines[0]["truth"], list | str)
+
+
+# --- scores that there are not
+
+
+@pytest.mark.parametrize(
+    "captions, undefined",
+    [
+        (["a red two at the top"], {"/cider"}),  # one example: no word is rare
+        (["a red two at the top"] * 3, {"/cider"}),  # three alike
+        (["a red two", "a blue nine"], {"/bleu4"}),  # too short for its n-grams
+        (["", ""], {"/exact", "/bleu4", "/rouge_l", "/cider"}),
+    ],
+)
+def test_a_score_that_not_even_the_truth_could_reach_is_none(captions, undefined):
+    examples = tuple({"index": i, "caption": text} for i, text in enumerate(captions))
+    scores, _ = Captioning(data=Memory(examples)).measure(Saying(examples, captions))  # pyright: ignore
+    assert {name for name, score in scores.items() if score.value is None} == undefined
+    assert all(score.why for name, score in scores.items() if name in undefined)
+    results = Results(recipe="r", tasks=scores)
+    screen = Console(width=200, record=True, quiet=True)
+    screen.print(results.table())
+    saved = json.loads(json.dumps(results.as_json()))["tasks"]
+    assert {name for name, one in saved.items() if one["value"] is None} == undefined
+
+
+def test_a_perfect_caption_of_one_example_says_that_nothing_bounds_it(capsys):
+    examples = ({"index": 0, "caption": "a red two at the top"},)
+    scores, _ = Captioning(data=Memory(examples)).measure(Saying(examples, ["a red two at the top"]))  # pyright: ignore
+    assert scores["/bleu4"].value == pytest.approx(1.0) and scores["/bleu4"].low is None
+    Results(recipe="r", tasks=scores).show(Console(width=150))
+    shown = capsys.readouterr().out
+    assert "/cider: words weigh by how few" in shown and "/bleu4: no interval" in shown and "nan" not in shown
+
+
+def test_logits_that_are_not_numbers_name_no_class():
+    with pytest.raises(DataError, match="not a number"):
+        _classes(SEVEN, SEVEN.examples, np.full((7, CLASSES), np.nan))
+
+
+def test_the_judge_refuses_a_score_that_there_is_not():
+    known = replace(recipe(find=Retrieval(data=SEVEN_WORDS, length=4)), best="find/text_to_image@10")
+    network = Network(known.modules)
+    with pytest.raises(RecipeError, match="no score find/text_to_image@10: .*so small a gallery"):
+        Judge(known, network).score({}, network.init(0))
+
+
+# --- blind baselines
+
+
+class Ordered:
+    """A train split in an order that repeats, whose labels can be told without pixels (or not)."""
+
+    def __init__(self, count: int, told: bool):
+        self.count, self.read = count, 0
+        if told:
+            self.texts = self.example
+
+    def source(self, split: str):
+        return self
+
+    def example(self, index: int):
+        # Each tenth is of class 1; of the others, the first half of the split is of class 2, the rest of 3.
+        return {"label": 1 if index % 10 == 0 else 2 if index < self.count / 2.2 else 3}
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index: int):
+        self.read += 1
+        return self.example(index)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_usual_class_is_that_of_the_whole_split(told):
+    data = Ordered(100_000, told)
+    labels = [example["label"] for example in blind.training_examples(data, "label")]
+    assert blind.most_frequent(labels) == 3  # neither that of the first thousand, nor that of every tenth
+    assert (data.read, len(labels)) == ((0, blind.SAMPLE) if told else (blind.SEEN, blind.SEEN))
+
+
+def test_a_mixture_is_counted_in_all_its_parts():
+    mixture = Mixture({Ordered(2, True): 0.9, Ordered(3, True): 0.1})
+    assert [one["label"] for one in blind.training_examples(mixture, "label")] == [1, 3, 1, 2, 3]
+
+
+def test_questions_about_one_video_are_resampled_together():
+    def scored(videos):
+        examples = tuple(
+            {"index": i, "video": video, "question": "what", "answer": "yes" if i < 10 else "no"}
+            for i, video in enumerate(videos)
+        )
+        scores, _ = Answering(data=Memory(examples), length=8).measure(Saying(examples, ["yes"] * 20))  # pyright: ignore
+        return width(scores[""])
+
+    assert scored("aaaaabbbbbcccccddddd") > 1.5 * scored("abcdefghijklmnopqrst")
 
 
 def test_any_of_several_references_is_right_and_coco_drops_marks():
@@ -335,8 +523,8 @@ def test_shuffling_keeps_the_frames_and_forgets_their_order():
 
 def test_an_interval_of_a_mean_holds_it_and_narrows_with_more_examples():
     few, many = (mean_score("x", [0.0, 1.0] * count, blind=0, chance=0) for count in (10, 1000))
-    assert few.low < few.value == 0.5 < few.high
-    assert many.high - many.low < (few.high - few.low) / 5
+    low, value, high, _ = numbers(few)
+    assert low < value == 0.5 < high and width(many) < width(few) / 5
 
 
 def test_a_jackknife_of_a_mean_is_as_wide_as_its_bootstrap():
@@ -344,7 +532,7 @@ def test_a_jackknife_of_a_mean_is_as_wide_as_its_bootstrap():
     wanted = mean_score("x", values, blind=0, chance=0)
     found = corpus_score("x", lambda indices: float(values[list(indices)].mean()), 500, blind=0, chance=0)
     assert found.value == pytest.approx(wanted.value)
-    assert found.high - found.low == pytest.approx(wanted.high - wanted.low, rel=0.6)
+    assert width(found) == pytest.approx(width(wanted), rel=0.6)
 
 
 # --- the command

@@ -207,3 +207,56 @@ def test_statements_are_true_exactly_when_labelled_so(frames):
 def test_an_unknown_question_type_names_the_nearest():
     with pytest.raises(DataError, match='unknown question type "colours".*did you mean "colour"'):
         grammar.chance("colours")
+
+
+@pytest.mark.parametrize("frames", [1, 4])
+def test_what_is_said_of_a_scene_is_true_of_it_and_of_another_where_it_names_what_is_there(frames):
+    """Of other scenes by an independent reading of the words, off the boxes and the digits."""
+    rng, compose = drawn(frames, seed=5)
+    made = [compose() for _ in range(250)]
+    said = [
+        (scene, text) for scene in made for text in (grammar.caption(scene), grammar.describe(scene, rng))
+    ]
+    other = {True: 0, False: 0}
+    for scene in made:
+        truths = grammar.truths(scene)
+        for of, text in said:
+            assert (text in truths) == holds(text, scene), (text, scene)
+            assert of is not scene or text in truths
+            other[text in truths] += of is not scene
+    assert other[True] > 100 < other[False]
+
+
+def holds(text: str, scene) -> bool:
+    """Whether a description is true: every digit that it names is there as it says, in the relation that it
+    says."""
+
+    def named(words: str):
+        kind = words.split()[-1]
+        for one in scene.digits:
+            rest = {one.colour, one.size, "a", "an", "still"}
+            if grammar.NUMBERS[one.kind] == kind and set(words.split()[:-1]) <= rest:
+                return one
+        return None
+
+    for word, layout in ((" left of ", "row"), (" above ", "column"), (" then ", "order")):
+        if word in text:
+            digits = [named(part) for part in text.split(word)]
+            order = [scene.digits.index(one) for one in digits if one is not None]
+            return scene.layout == layout and len(order) == len(digits) and order == sorted(order)
+    for verb, layout in (("appears", "appear"), ("vanishes", "vanish")):
+        if verb in text:
+            first, second = (named(part) for part in text.split(f" {verb} beside "))
+            return scene.layout == layout and (first, second) == scene.digits
+    if " moves " in text:
+        noun, where = text.split(" moves ")
+        return scene.layout == "motion" and named(noun) is not None and scene.where == where
+    if " at the " in text:
+        noun, where = text.split(" at the ")
+        one = named(noun)
+        if one is None or scene.frames > 1:
+            return False
+        top, left, bottom, right = scene.boxes()[scene.digits.index(one), 0]
+        rows = bottom <= 0.5 if where.startswith("top") else top >= 0.5
+        return rows and (right <= 0.5 if where.endswith("left") else left >= 0.5)
+    return named(text) is not None

@@ -26,6 +26,8 @@ ROOMS = {
     "recipes": "mplug2.recipes",
     "tools": "mplug2.tools",
 }
+CONSTRAINTS = sorted((ROOT / "constraints").glob("*.txt"))
+MAKE = ("env", "-u", "MAKEFLAGS", "-u", "PYTHON", "make", "--dry-run")  # whatever `make test` was given
 SHELF = (".json", ".model", ".safetensors")
 
 
@@ -115,7 +117,33 @@ def test_the_sdist_holds_every_source_once_and_no_link(built):
     links = ("mplug2/modules/", "mplug2/recipes/", "mplug2/checkpoints/", "mplug2/tools/")
     assert {name.removeprefix("mplug2/") if name.startswith(links) else name for name in tree()} <= set(names)
     assert not [name for name in names if name.startswith(links)]
-    assert {"pyproject.toml", "LICENSE", "Makefile", "constraints.txt", "tests/conftest.py"} <= set(names)
+    assert {"pyproject.toml", "LICENSE", "Makefile", "tests/conftest.py"} <= set(names)
+    assert {str(path.relative_to(ROOT)) for path in CONSTRAINTS} <= set(names)
+
+
+@pytest.mark.parametrize(
+    "version, chosen",
+    [("3.11", "3.11"), ("3.12", "3.12"), ("3.13", "3.12"), ("3.14", "3.12")],
+)
+def test_the_makefile_installs_the_set_that_is_tested_on_this_python(version, chosen, tmp_path):
+    """Read off what `make` would run, by a Python that only tells such a version."""
+    told = tmp_path / "python"
+    told.write_text(f"#!/bin/sh\necho {version}\n")
+    told.chmod(0o755)
+    said = run(*MAKE, "--always-make", "setup", f"PYTHON={told}", cwd=ROOT)
+    assert re.findall(r"-c (constraints\S+)", said) == [f"constraints/python{chosen}.txt"] * 2
+    assert ("no set is tested on Python 3.14" in said) == (version == "3.14")
+
+
+def test_an_environment_is_made_anew_for_another_python_that_is_asked_for(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / ".venv").mkdir()
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    for made, asked, remade in ((here, True, False), ("3.10", True, True), ("3.10", False, False)):
+        (tmp_path / ".venv" / ".ready").write_text(f"{made}\n")
+        words = [f"PYTHON={sys.executable}"] if asked else []
+        assert ("-m venv" in run(*MAKE, "setup", *words, cwd=tmp_path)) == remade
 
 
 def test_the_wheel_has_floors_and_no_upper_pins(built):
@@ -126,10 +154,11 @@ def test_the_wheel_has_floors_and_no_upper_pins(built):
     assert not [line for line in requirements if re.search(r"<|==|~=|!=", line.partition(";")[0])]
 
 
-def test_every_requirement_is_pinned_in_the_constraints():
+@pytest.mark.parametrize("constraints", CONSTRAINTS, ids=lambda path: path.stem)
+def test_every_requirement_is_pinned_in_the_constraints(constraints):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
-    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pins = [line for line in constraints.read_text().splitlines() if not line.startswith("#")]
 
     def name(line: str) -> str:
         return re.split(r"[^A-Za-z0-9._-]", line)[0].lower().replace("_", "-")

@@ -26,7 +26,7 @@ def test_a_soup_of_three_fine_tunes_is_at_least_as_good_as_their_mean(tmp_path):
     def score(params: dict) -> float:
         only = ["image_answer"]
         results = evaluate(network, params, shelf, shelf.tokenizer, only=only, limit=400)
-        return results.tasks["image_answer"].value
+        return results.value("image_answer")
 
     places, scores = [], []
     for seed in (1, 2, 3):

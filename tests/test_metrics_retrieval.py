@@ -1,4 +1,4 @@
-"""Recall@k and bootstrap intervals: golden matrices, worked examples, properties."""
+"""Recall@k: golden matrices, worked examples, properties."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mplug2.errors import DataError
-from mplug2.metrics import bootstrap, recall_at_k
+from mplug2.metrics import recall_at_k
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "metrics" / "retrieval.json").read_text())
 
@@ -81,29 +81,3 @@ def test_input_without_a_rank_is_refused_with_the_reason(similarity, positives, 
 def test_an_unknown_tie_rule_is_refused_with_the_nearest_name():
     with pytest.raises(DataError, match='did you mean "optimistic"'):
         recall_at_k(np.zeros((1, 2)), [0], ties="optimist")  # pyright: ignore[reportArgumentType]
-
-
-def test_the_interval_is_that_of_the_normal_approximation_for_many_examples():
-    hits = np.repeat([0.0, 1.0], [200, 800])
-    low, high = bootstrap(hits)
-    assert (low, high) == pytest.approx((0.8 - 1.96 * 0.01265, 0.8 + 1.96 * 0.01265), abs=0.003)
-
-
-def test_the_interval_depends_on_the_seed_only():
-    values = np.random.default_rng(1).random(50)
-    assert bootstrap(values, seed=3) == bootstrap(values, seed=3) != bootstrap(values, seed=4)
-
-
-@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20))
-def test_the_interval_lies_within_the_values_and_widens_with_coverage(values):
-    low, high = bootstrap(values, resamples=50)
-    wide_low, wide_high = bootstrap(values, resamples=50, coverage=0.99)
-    assert min(values) - 1e-9 <= wide_low <= low <= high <= wide_high <= max(values) + 1e-9
-
-
-def test_a_sample_without_a_mean_is_refused():
-    for values, reason in (([], "non-empty"), ([1.0, float("nan")], "NaN"), (np.ones((2, 2)), "shape")):
-        with pytest.raises(DataError, match=reason):
-            bootstrap(values)
-    with pytest.raises(DataError, match="coverage 2"):
-        bootstrap([1.0], coverage=2)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from exact import FLOAT64, RTOL, in_float64, widened
 from flax import nnx
 from fresh import compiled
 
@@ -20,27 +21,35 @@ from mplug2.network import Network
 from mplug2.roles import Config
 
 
+@pytest.fixture(autouse=True)
+def exactly():
+    with in_float64():
+        yield
+
+
 @cache
 def build(config: Any) -> Any:
-    """A module with fresh parameters."""
-    graph, _ = nnx.split(nnx.eval_shape(lambda: config.build(rngs=nnx.Rngs(0))))
-    return nnx.merge(graph, compiled(lambda: nnx.split(config.build(rngs=nnx.Rngs(0)))[1])())
+    """A module with fresh parameters, in float64."""
+
+    def split() -> Any:
+        return nnx.split(config.build(rngs=nnx.Rngs(0), execution=FLOAT64))
+
+    graph, _ = nnx.split(nnx.eval_shape(lambda: nnx.merge(*split())))
+    return nnx.merge(graph, jax.tree.map(jnp.asarray, widened(compiled(lambda: split()[1])())))
 
 
 def clips(*shape: int, seed: int = 0) -> jax.Array:
-    return jnp.array(np.random.default_rng(seed).normal(size=(*shape, 3)), jnp.float32)
+    return jnp.array(np.random.default_rng(seed).normal(size=(*shape, 3)))
 
 
 def moved(module: Any, by: float = 0.1) -> Any:
     """The module away from its zeros, in random directions: norms remove what is constant."""
     graph, state = nnx.split(module)
     rng = np.random.default_rng(0)
-    return nnx.merge(
-        graph, jax.tree.map(lambda leaf: leaf + by * rng.normal(size=leaf.shape).astype("f"), state)
-    )
+    return nnx.merge(graph, jax.tree.map(lambda leaf: leaf + by * rng.normal(size=leaf.shape), state))
 
 
-def close(one: Any, other: Any, atol: float = 1e-5) -> None:
+def close(one: Any, other: Any, atol: float = RTOL) -> None:
     np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=atol)
 
 
@@ -138,7 +147,7 @@ def test_padding_changes_nothing():
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_universal_works_at_any_depth(depth):
     shared = build(replace(universal.tiny(), depth=depth))
-    tokens = jnp.array(np.random.default_rng(0).normal(size=(2, 6, 32)), jnp.float32)
+    tokens = jnp.array(np.random.default_rng(0).normal(size=(2, 6, 32)))
     assert shared.text(tokens, jnp.ones((2, 6), bool)).shape == shared.vision(tokens).shape == (2, 6, 32)
     other = tokens.at[:, 5].add(jnp.linspace(-1, 1, 32))  # unlike a constant, not removed by a norm
     reaches_the_first = jnp.abs(shared.vision(tokens) - shared.vision(other))[:, 0].max()
@@ -149,7 +158,7 @@ def test_latents_carry_what_one_vision_token_tells_another():
     """One layer reads from the latents as learned, and attends over tokens; the latents matter to every
     token."""
     shared = build(universal.tiny())
-    tokens = jnp.array(np.random.default_rng(0).normal(size=(1, 6, 32)), jnp.float32)
+    tokens = jnp.array(np.random.default_rng(0).normal(size=(1, 6, 32)))
     graph, state = nnx.split(shared)
     state["latents"] = jax.tree.map(jnp.zeros_like, state["latents"])
     assert (jnp.abs(shared.vision(tokens) - nnx.merge(graph, state).vision(tokens)).max(-1) > 1e-5).all()
@@ -158,7 +167,7 @@ def test_latents_carry_what_one_vision_token_tells_another():
 def test_fusion_leaves_vision_as_it_is_unless_it_is_connected():
     seen, said = (
         jnp.ones((1, 5, 32)),
-        jnp.array(np.random.default_rng(0).normal(size=(1, 3, 32)), jnp.float32),
+        jnp.array(np.random.default_rng(0).normal(size=(1, 3, 32))),
     )
     mask = jnp.ones((1, 3), bool)
     vision_out, text_out = build(fusion.tiny())(seen, said, mask)
@@ -176,7 +185,7 @@ def test_fusion_leaves_vision_as_it_is_unless_it_is_connected():
 def test_decoding_step_by_step_equals_the_full_decoder(masked):
     writer = moved(build(replace(decoder.tiny(), depth=2)))
     rng = np.random.default_rng(0)
-    memory = jnp.array(rng.normal(size=(2, 5, 32)), jnp.float32)
+    memory = jnp.array(rng.normal(size=(2, 5, 32)))
     mask = jnp.arange(5)[None] < jnp.array([[5], [3]]) if masked else None
     rows = jnp.array(rng.integers(4, 128, (2, 3, 6)))  # three rows to each memory
 
@@ -185,7 +194,7 @@ def test_decoding_step_by_step_equals_the_full_decoder(masked):
     for position in range(6):
         logits, cache = step(rows[:, :, position], jnp.array(position), cache)
         for row in range(3):
-            close(logits[:, row], full[row][:, position], atol=2e-5)
+            close(logits[:, row], full[row][:, position])
 
 
 def test_a_decoder_does_not_look_ahead():
@@ -200,7 +209,7 @@ def test_a_decoder_does_not_look_ahead():
 
 def test_contrastive_gives_unit_vectors_and_a_bounded_temperature():
     head = build(heads.ContrastiveConfig(width=32, space=8))
-    tokens = 5 * jnp.array(np.random.default_rng(0).normal(size=(3, 4, 32)), jnp.float32)
+    tokens = 5 * jnp.array(np.random.default_rng(0).normal(size=(3, 4, 32)))
     for vectors in (head.vision(tokens), head.text(tokens)):
         close(jnp.linalg.norm(vectors, axis=-1), jnp.ones(3))
     assert float(head.temperature()) == pytest.approx(0.07)

@@ -10,7 +10,10 @@ import optax
 import pytest
 
 from mplug2 import modules, optim
+from mplug2.errors import RecipeError
 from mplug2.modules import heads
+from mplug2.modules.forms import BitFit, Bottleneck, Lora
+from mplug2.modules.prompt import Prompt
 from mplug2.network import Network, flat
 from mplug2.recipe import AdamW, OfficialAdamW
 
@@ -55,6 +58,26 @@ def test_what_is_not_decayed_is_exactly_this(decayed):
         "universal.latents",
         "contrastive.learned_temperature",
     }
+
+
+FORMS = (Lora(), BitFit(), BitFit(targets=("*",)), Bottleneck(), Prompt())
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_a_delta_of_any_form_is_decayed_where_it_is_weights_and_nowhere_else(form):
+    """A prompt is tokens; the rest of a delta is named like what it changes, or is a factor of a kernel."""
+    for module, config in CONFIGS.items():
+        try:
+            axes = Network({"delta": form.delta(config)}).axes["delta"]
+        except RecipeError:  # it takes no such form
+            continue
+        for name, decays in flat(optim.decayed(axes)).items():
+            assert decays == (name.split(".")[-1] in ("kernel", "words", "A", "B")), f"{module}.{name}"
+
+
+def test_a_table_of_places_is_not_decayed_whatever_it_is_called():
+    axes = {"registers": ("places", "embed"), "experts": ("layers", None, "embed"), "gate": ("layers", "mlp")}
+    assert optim.decayed(axes) == {"registers": False, "experts": True, "gate": False}
 
 
 def test_the_rate_follows_values_computed_by_hand():

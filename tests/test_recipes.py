@@ -61,7 +61,8 @@ def batch_of(name: str, objective: Objective, size: int = 4) -> dict[str, Any]:
         text[np.arange(size), ends] = 3
         return np.where(np.arange(length) > ends[:, None], 0, text).astype(np.int32)
 
-    batch = {field: ids(length) for field, length in objective.lengths.items()}
+    # Without `fits`, of which the texts here have none.
+    batch = {field: ids(length) for field, length in objective.lengths.items() if field != "fits"}
     if "masked" in batch:
         batch["masked_target"] = np.where(batch["masked"] > 3, ids(batch["masked"].shape[1]), 0)
     if not name.startswith("text"):

@@ -1,5 +1,6 @@
 """Glyph splits and composed scenes."""
 
+import math
 from collections import Counter
 from random import Random
 
@@ -146,3 +147,23 @@ def test_the_same_draw_renders_the_same_pixels():
 def test_sizes_that_cannot_be_composed_are_refused(frames, canvas):
     with pytest.raises(DataError, match="a scene needs frames"):
         scenes.compose(Random(0), "train", frames, canvas)
+
+
+@pytest.mark.parametrize("frames, canvas", [(2, 32), (4, 32), (3, 64)])
+def test_the_noise_of_a_video_tells_nothing_of_the_order_of_its_frames(frames, canvas):
+    """Each frame's place in the table of noise, found again by its first values: any order of them is as
+    likely as any other, and none lies beside the one before it."""
+    table, size = scenes._noise(), canvas * canvas * 3
+    windows = np.lib.stride_tricks.sliding_window_view(table[: scenes._NOISE_STARTS + 8], 8).copy()
+    place = {window.tobytes(): start for start, window in enumerate(windows)}
+    orders, distances = Counter(), []
+    for noise in range(0, scenes._NOISE_STARTS, 1009):
+        clip = scenes._background(noise, (frames, canvas, canvas, 3)) - np.uint8(noise % 29)
+        starts = [place[frame.reshape(-1)[:8].tobytes()] for frame in clip]
+        orders[tuple(np.argsort(starts))] += 1
+        distances += np.diff(starts).tolist()
+    clips, kinds = orders.total(), math.factorial(frames)
+    assert len(orders) == kinds
+    chi_squared = sum((count - clips / kinds) ** 2 for count in orders.values()) / (clips / kinds)
+    assert chi_squared < kinds - 1 + 4 * math.sqrt(2 * (kinds - 1))  # four standard deviations
+    assert size not in distances and np.abs(np.mean(np.sign(distances))) < 4 / math.sqrt(clips)

@@ -14,7 +14,7 @@ from mplug2.errors import RecipeError
 from mplug2.generate import Greedy, decode
 from mplug2.modules import decoder, universal
 from mplug2.network import Network
-from mplug2.sharding import Mesh
+from mplug2.sharding import Mesh, idle, mesh_of
 
 pytestmark = pytest.mark.devices(8)
 
@@ -114,3 +114,26 @@ def test_captions_on_a_mesh_are_those_of_one_device_and_caches_lie_by_heads(mesh
     shares = sharding.batch_shares(built)
     assert f"f32[{8 // shares},{4 // mesh.tensor},3,8]" in compiled.as_text()
     assert "f32[8,4,3,8]" not in compiled.as_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("fsdp=4,fsdp=2", "fsdp is given twice, 4 and 2"),
+        ("fsdp=4, fsdp=4", "fsdp is given twice, 4 and 4"),
+        ("fspd=4", 'no axis "fspd".*did you mean "fsdp"'),
+        ("fsdp=-1", 'fsdp is "-1", expected a number of devices'),
+        ("fsdp", 'fsdp is "", expected'),
+    ],
+)
+def test_a_mesh_that_says_two_things_or_none_is_refused(text, reason):
+    with pytest.raises(RecipeError, match=reason):
+        mesh_of(text)
+
+
+def test_devices_that_a_mesh_leaves_idle_are_said(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    one = Mesh().build(jax.devices()[:1])
+    assert idle(one) == "mesh data=1 uses 1 of the 4 devices here, 3 are idle (mesh.data=N)"
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert idle(one) == ""

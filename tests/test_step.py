@@ -1,5 +1,6 @@
 """The training step, on a toy."""
 
+import functools
 from typing import Any
 
 import jax
@@ -7,13 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import standins
+from exact import RTOL, assert_equal, in_float64
+from fresh import compiled
 from toy import Numbers, batch, same, toy, trainer
 
+from mplug2 import tasks
 from mplug2.errors import RecipeError
+from mplug2.network import Network
 from mplug2.recipe import AdamW
 from mplug2.roles import Execution
 from mplug2.sharding import Mesh
-from mplug2.step import averaged
+from mplug2.step import Trainer, averaged
 
 
 def test_a_recipe_that_freezes_everything_is_refused():
@@ -23,16 +29,11 @@ def test_a_recipe_that_freezes_everything_is_refused():
 
 
 def test_accumulated_gradients_equal_the_whole_batchs():
-    whole, state = trainer(toy(dropout=False))
-    parts, _ = trainer(toy(dropout=False, accumulate=4))
-    (total, _), gradients = jax.jit(whole.gradients)(state["params"], {}, batch(whole.recipe), None)
-    (total_of_parts, _), gradients_of_parts = jax.jit(parts.gradients)(
-        state["params"], {}, batch(whole.recipe), None
-    )
-    assert float(total_of_parts) == pytest.approx(float(total), rel=1e-6)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), gradients, gradients_of_parts
-    )
+    with in_float64():
+        whole, state = trainer(toy(dropout=False))
+        parts, _ = trainer(toy(dropout=False, accumulate=4))
+        given = state["params"], {}, batch(whole.recipe), None
+        assert_equal(jax.jit(parts.gradients)(*given), jax.jit(whole.gradients)(*given))
 
 
 def test_a_step_reuses_the_buffers_of_its_state():
@@ -62,6 +63,27 @@ def test_a_batch_or_a_mesh_that_devices_cannot_share_is_refused():
 
 
 @pytest.mark.devices(8)
+def test_parts_of_a_batch_that_devices_share_learn_what_the_whole_does_on_one():
+    """The same batch, in parts and not, of one device and of four: losses and gradients in float64."""
+    draw = np.random.default_rng(0)
+    ids = draw.integers(5, 12, (16, 7), np.int32) * (np.arange(7) < draw.integers(2, 8, (16, 1)))
+    clips = draw.integers(0, 255, (16, 1, 2, 2, 3), np.uint8)
+    told = []
+    with jax.enable_x64(True):
+        for parts, mesh in ((1, Mesh()), (2, Mesh(data=2, fsdp=2)), (4, Mesh(data=4))):
+            learned = {"caption": tasks.caption, "contrast": tasks.contrast, "match": tasks.match}
+            asked = standins.recipe(16, learned, accumulate=parts, mesh=mesh)
+            made = Trainer(asked, Network(asked.parts))
+            params = jax.tree.map(lambda array: array.astype(jnp.float64), made.network.init(0))
+            fields = {"clips": clips, "caption": ids, "text": ids[:, ::-1]}
+            batches = {"caption": {name: made.place_batch(array) for name, array in fields.items()}}
+            compute = compiled(functools.partial(made.gradients, key=None))
+            told.append(jax.device_get(compute(made.begin(params)["params"], {}, batches)))
+    for other in told[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), other, told[0])
+
+
+@pytest.mark.devices(8)
 def test_dropout_draws_the_same_bits_on_any_mesh():
     def losses(mesh: Mesh) -> list[float]:
         made, state = trainer(toy(dropout=True, mesh=mesh, log_every=1))
@@ -71,33 +93,33 @@ def test_dropout_draws_the_same_bits_on_any_mesh():
             told.append(float(metrics["metrics"]["loss"]))
         return told
 
-    alone = losses(Mesh())
-    for mesh in (Mesh(data=2), Mesh(fsdp=2, tensor=2)):
-        np.testing.assert_allclose(losses(mesh), alone, rtol=1e-5)
+    with in_float64():
+        alone = losses(Mesh())
+        for mesh in (Mesh(data=2), Mesh(fsdp=2, tensor=2)):
+            np.testing.assert_allclose(losses(mesh), alone, rtol=RTOL)
 
 
 def test_the_loss_is_the_sum_of_the_objectives_by_weight():
-    made, state = trainer(toy(dropout=False))
-    total, parts = made.loss(state["params"], {}, batch(made.recipe), None)
-    assert float(total) == pytest.approx(float(parts["classify"] + 0.1 * parts["count"]), rel=1e-6)
+    with in_float64():
+        made, state = trainer(toy(dropout=False))
+        total, parts = made.loss(state["params"], {}, batch(made.recipe), None)
+    assert float(total) == pytest.approx(float(parts["classify"]) + 0.1 * float(parts["count"]), rel=RTOL)
 
 
 def test_the_average_follows_its_formula():
     ema, params = {"m": {"w": jnp.array([1.0])}}, {"m": {"w": jnp.array([3.0])}}
     by_hand = {0: 0.1 * 1 + 0.9 * 3, 90: 0.91 * 1 + 0.09 * 3, 10**6: 0.95 * 1 + 0.05 * 3}
     for done, expected in by_hand.items():
-        np.testing.assert_allclose(averaged(ema, params, 0.95, done)["m"]["w"], expected, rtol=1e-6)
+        found = averaged(ema, params, 0.95, done)["m"]["w"]
+        np.testing.assert_allclose(found, expected, rtol=8 * 2.0**-24)  # eight roundings at most
 
 
 def test_each_step_averages_what_it_has_just_learned():
-    made, state = trainer(toy(ema=0.9))
-    before = jax.tree.map(np.array, state["ema"])
-    after, _ = made.step(state, {}, batch(made.recipe))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
-        after["ema"],
-        averaged(before, after["params"], 0.9, 0),
-    )
+    with in_float64():
+        made, state = trainer(toy(ema=0.9))
+        before = jax.tree.map(np.array, state["ema"])
+        after, _ = made.step(state, {}, batch(made.recipe))
+        assert_equal(after["ema"], averaged(before, after["params"], 0.9, 0))
 
 
 def test_dropout_is_another_at_each_step_and_none_where_the_recipe_says_so():
@@ -123,12 +145,12 @@ def test_a_modules_learning_rate_is_its_own():
 
 
 def test_the_reported_gradient_norm_is_that_before_clipping():
-    made, state = trainer(toy(dropout=False))
-    _, gradients = made.gradients(state["params"], {}, batch(made.recipe), None)
-    _, metrics = made.step(state, {}, batch(made.recipe))
-    assert float(metrics["metrics"]["gradient_norm"]) == pytest.approx(
-        float(optax.tree.norm(gradients)), rel=1e-5
-    )
+    with in_float64():
+        made, state = trainer(toy(dropout=False))
+        _, gradients = made.gradients(state["params"], {}, batch(made.recipe), None)
+        _, metrics = made.step(state, {}, batch(made.recipe))
+        norm = optax.tree.norm(gradients)
+    assert float(metrics["metrics"]["gradient_norm"]) == pytest.approx(float(norm), rel=RTOL)
     assert float(metrics["metrics"]["learning_rate"]) == pytest.approx(0.01 / 3)
 
 

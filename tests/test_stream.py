@@ -159,6 +159,54 @@ def test_masking_is_a_function_of_the_example_not_of_its_batch():
     assert len({tuple(row) for row in other.tolist()}) > 20
 
 
+SENTENCE = "a yellow nine left of a red five left of a green seven"
+
+
+@dataclass(frozen=True)
+class Drawn(Words):
+    """Words whose examples also draw something of their own in every epoch."""
+
+    def at(self, index: int, epoch: int) -> dict:
+        return self[index] | {"label": 100 * epoch + index}
+
+
+def met(data: object, steps: int, *, start: int = 0, seed: int = 0, batch: int = 6) -> list[dict]:
+    """Batches of masked texts from step `start` on."""
+    words = stream({"words": Feed(data, batch, {"masked": 18})}, tokenizer=TOKENIZER, seed=seed, threads=0)
+    words.set_state(words.get_state() | {"step": start})
+    return [step["words"] for step in take(words, steps)]
+
+
+@pytest.mark.parametrize("data", [Words(SENTENCE, 30), Mixture({Words(SENTENCE, 30): 2, Words("red", 3): 1})])
+def test_masks_are_drawn_anew_in_every_epoch(data):
+    """Also of a mixture, whose parts come round at different times."""
+    masks: dict[int, Counter] = {}
+    for batch in met(data, 60):
+        for index, text, target in zip(batch["index"], batch["masked"], batch["masked_target"], strict=True):
+            if (text != 0).sum() > 10:  # "red" has one word, which is always chosen
+                masks.setdefault(int(index), Counter())[(target != 0).tobytes()] += 1
+    assert len(masks) == 30 and min(counts.total() for counts in masks.values()) >= 7
+    assert min(len(counts) for counts in masks.values()) > 3
+
+
+def test_masks_of_a_later_epoch_are_resumed_exactly_and_depend_on_the_seed():
+    whole = met(Words(SENTENCE, 30), 20)
+    for start in (7, 12, 19):
+        resumed = met(Words(SENTENCE, 30), 20 - start, start=start)
+        assert_same([{"words": batch} for batch in resumed], [{"words": batch} for batch in whole[start:]])
+
+    def drawn(batches: list[dict]) -> set:
+        rows = [zip(one["index"].tolist(), one["masked_target"], strict=True) for one in batches]
+        return {(index, row.tobytes()) for some in rows for index, row in some}
+
+    assert len(drawn(whole) & drawn(met(Words(SENTENCE, 30), 20, seed=1))) < 30
+
+
+def test_a_source_may_draw_its_examples_anew_in_every_epoch():
+    for place, batch in enumerate(met(Drawn(SENTENCE, 30), 15)):
+        np.testing.assert_array_equal(batch["label"], 100 * (place // 5) + batch["index"])
+
+
 def test_a_text_without_words_is_left_alone():
     ids = np.array([[2, 3, 0, 0]], np.int32)
     masked, target = corrupt(ids, np.array([0]), TOKENIZER, seed=0)
@@ -185,6 +233,31 @@ def test_clips_of_different_shapes_are_refused():
     rows = [{"index": 0, "clips": np.zeros((size, 8, 8, 3), np.uint8)} for size in (1, 2)]
     with pytest.raises(DataError, match=r"\(1, 8, 8, 3\), \(2, 8, 8, 3\)"):
         collate(rows, {}, TOKENIZER, seed=0)
+
+
+@pytest.mark.parametrize("view, frames", [("describe", 1), ("scene", 1), ("scene", 4)])
+def test_a_batch_says_which_of_its_texts_hold_of_which_clips(view, frames):
+    """By the first column of `fits` and the others, as its source tells; also of shares of a batch."""
+    data, lengths = Handwriting(view, frames), {"text": 18, "fits": 137}
+    (step,) = take(stream({"it": Feed(data, 48, lengths)}, tokenizer=TOKENIZER, threads=0), 1)
+    batch, source = step["it"], data.source("train")
+    indices = batch["index"].tolist()
+    texts, truths = [source.texts(i)["text"] for i in indices], [source.fits(i) for i in indices]
+    found = (batch["fits"][:, None] == batch["fits"][None, :, :1]).any(-1)
+    np.testing.assert_array_equal(found, [[text in holds for text in texts] for holds in truths])
+    assert found.diagonal().all() and found.sum() > 48
+
+
+def test_texts_hold_of_their_own_clips_alone_where_the_data_do_not_say():
+    rows = [{"index": place, "text": text} for place, text in enumerate(("red", "two", "red"))]
+    fits = collate(rows, {"text": 3, "fits": 4}, TOKENIZER, seed=0)["fits"]
+    assert fits.shape == (3, 4) and (fits[:, 0] > 0).all() and not fits[:, 1:].any()
+    assert fits[0, 0] == fits[2, 0] != fits[1, 0]
+    many = [{"index": 7, "text": "red", "fits": ("two", "one", "red", "left")}]
+    with pytest.raises(DataError, match="4 texts hold of the clips of example 7, and lengths.fits is 3"):
+        collate(many, {"text": 3, "fits": 3}, TOKENIZER, seed=0)
+    with pytest.raises(DataError, match='"fits" says which texts .* the data have no "text"'):
+        collate([{"index": 0, "caption": "red"}], {"fits": 3}, TOKENIZER, seed=0)
 
 
 def test_an_empty_data_set_is_refused():

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import standins
 from fresh import compiled, fresh
 
 from mplug2 import recipes, tasks
@@ -87,6 +88,60 @@ def test_match_never_takes_an_equal_caption_for_a_false_one(parts):
         drawn = np.asarray(tasks._draw(masked, jax.random.key(seed)))
         assert (drawn[[0, 2]] == 1).all() and drawn[1] in (0, 2)
     assert np.isfinite(loss(tasks.match, parts, {"clips": CLIPS, "text": IDS}, jax.random.key(0)))
+
+
+FITS = jnp.array([[1, 2, 0], [2, 0, 0], [3, 0, 0]])  # text 1 holds of clip 0 too
+
+
+def test_what_holds_of_a_clip_is_told_by_equal_texts_and_by_fits():
+    np.testing.assert_array_equal(tasks._fits({"text": IDS}), [[1, 0, 1], [0, 1, 0], [1, 0, 1]])
+    told = tasks._fits({"text": OTHER, "fits": FITS})
+    np.testing.assert_array_equal(told, [[1, 1, 0], [0, 1, 0], [0, 0, 1]])
+
+
+@pytest.mark.parametrize("key", [None, jax.random.key(0)], ids=["nearest", "drawn"])
+def test_match_learns_nothing_where_no_pair_is_false(key):
+    """All texts equal, or all of them hold of all clips; of two that differ, it learns."""
+    network = Network(standins.MODULES)
+
+    @compiled
+    @jax.value_and_grad
+    def learned(params: Any, text: jax.Array, fits: jax.Array) -> jax.Array:
+        batch = {"clips": CLIPS[:, :, :2, :2], "text": text, "fits": fits}
+        return tasks.match(batch, key, **select(tasks.match, network.bind(params)))
+
+    equal, other, alone = jnp.full((3, 5), 7), OTHER, jnp.array([[1, 0, 0], [2, 0, 0], [3, 0, 0]])
+    for text, fits in ((equal, alone), (other, jnp.array([[1, 2, 3], [2, 3, 1], [3, 1, 2]]))):
+        value, gradients = learned(network.init(0), text, fits)
+        assert value == 0.0 and not any(leaf.any() for leaf in jax.tree.leaves(gradients))
+    value, gradients = learned(network.init(0), equal.at[2, 1].set(8), alone.at[:2, 0].set(1))
+    assert 0.1 < value < 10 and max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(gradients)) > 1e-3
+
+
+def test_a_row_without_a_false_partner_does_not_count():
+    """Text 1 and text 2 hold of clip 0, whose false text is therefore none; all else is as it was."""
+    network = Network(standins.MODULES)
+    parts = network.bind(network.init(0))
+
+    class Noting:
+        """Matching: notes which pairs it was shown."""
+
+        def __call__(self, tokens, *, key=None):
+            return jnp.stack([jnp.zeros(len(tokens)), jnp.arange(1.0, 1 + len(tokens))], 1)
+
+    chosen = select(tasks.match, parts) | {"matching": cast(Any, Noting())}
+    batch = {
+        "clips": CLIPS[:, :, :2, :2],
+        "text": OTHER,
+        "fits": jnp.array([[1, 2, 3], [2, 0, 0], [3, 0, 0]]),
+    }
+    told = float(tasks.match(batch, **chosen))
+    wrong = np.log1p(
+        np.exp(np.arange(1.0, 10))
+    )  # of a pair that is false; less its logit of one that is true
+    counted = [*(wrong[:3] - np.arange(1.0, 4)), *wrong[4:9]]  # not the false text of clip 0
+    # Text 1 holds of clip 0 and of its own, so that clip 2 is its false one; likewise clip 1 of text 2.
+    assert told == pytest.approx(np.mean(counted), rel=1e-6)
 
 
 def test_match_stands_at_chance_before_it_learns(parts):

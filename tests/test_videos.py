@@ -7,10 +7,11 @@ from random import Random
 
 import numpy as np
 import pytest
+from filming import write_video
 from PIL import Image
-from test_clips import write_video
 
 from mplug2.data.annotations import CaptionLines, QuestionLines, VideoDataInfo, read_answers
+from mplug2.data.augment import RandomCrop
 from mplug2.data.clips import frame_indices
 from mplug2.data.pixels import Preprocessing
 from mplug2.data.stream import Feed, collate, stream
@@ -149,6 +150,15 @@ def test_each_pass_shows_other_frames_and_the_same_index_the_same(root: Path):
     again = pickle.loads(pickle.dumps(train))
     np.testing.assert_array_equal(again[4]["clips"], train[4]["clips"])
     assert len(captions(root, passes=4).source("test")) == 2
+
+
+def test_each_epoch_shows_other_frames_in_another_view_and_the_first_is_the_usual_one(root: Path):
+    train = captions(root, train_view=RandomCrop(flip=0.0, changes=0)).source("train")
+    seen = [train.at(1, epoch) for epoch in range(6)]
+    assert len({example["clips"].tobytes() for example in seen}) == 6
+    assert {(example["index"], example["caption"]) for example in seen} == {(1, "a man")}
+    np.testing.assert_array_equal(seen[0]["clips"], train[1]["clips"])
+    np.testing.assert_array_equal(seen[3]["clips"], train.at(1, 3)["clips"])
 
 
 def test_views_of_training_and_after_it_are_the_ones_given(root: Path):

@@ -156,12 +156,14 @@ def measure_step(asked: argparse.Namespace) -> int:
 
 def shorthands(asked: argparse.Namespace) -> list[str]:
     """The flags as the overrides that they stand for."""
+    from mplug2.sharding import mesh_of
+
     return [
         *([f"execution.dtype={asked.dtype}"] if asked.dtype else []),
         *([f"execution.remat={asked.remat}"] if asked.remat else []),
         *([f"execution.scan={str(asked.scan).lower()}"] if asked.scan or asked.unroll else []),
         *(["dropout=false"] if asked.no_dropout else []),
-        *([f"mesh.{said}" for said in asked.mesh.split(",")] if asked.mesh else []),
+        *([f"mesh.{said}" for said in str(mesh_of(asked.mesh)).split(",")] if asked.mesh else []),
     ]
 
 

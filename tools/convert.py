@@ -25,7 +25,10 @@ def main(argv: list[str] | None = None) -> int:
         "--out", type=Path, required=True, help="a new folder; with --to, a new .safetensors file"
     )
     parser.add_argument(
-        "--config", type=Path, help="BERT or Hugging Face configuration (default: config.json beside FILE)"
+        "--config",
+        type=Path,
+        help="Hugging Face's, open_clip's or BERT's configuration (default: config.json or "
+        "open_clip_config.json beside FILE)",
     )
     parser.add_argument("--name", help="what the cards' names end in (default: the name of FILE)")
     parser.add_argument(
@@ -61,18 +64,19 @@ def main(argv: list[str] | None = None) -> int:
     # After the arguments are known to be right: these take seconds to import.
     from mplug2.convert import conversion
     from mplug2.convert.reversal import revert
-    from mplug2.convert.shapes import read_settings, reads_lowercase
+    from mplug2.convert.shapes import reads_lowercase
+    from mplug2.convert.stated import beside
 
     if asked.to:
         count = revert(asked.file, asked.to, asked.out, fusion_stack=asked.fusion_stack)
         print(f"{count} keys are in {asked.out}")
         return 0
-    # timm's config.json says how a ViT is called, not how it is made.
-    settings_file = asked.config or (_beside(asked.file, "config.json") if asked.source != "vit" else None)
+    stated = beside(asked.file, asked.source, asked.config)
     vocabulary = asked.vocabulary or _beside(asked.file, "vocab.txt")
     options = conversion.Options(
         name=asked.name or conversion.default_name(asked.file),
-        settings=read_settings(settings_file, asked.source) if settings_file else None,
+        settings=stated.settings,
+        stated=stated,
         skip=tuple(asked.skip),
         vocabulary=vocabulary,
         lowercase=not asked.cased and (vocabulary is None or reads_lowercase(vocabulary)),

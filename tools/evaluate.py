@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from mplug2 import hub, opening, overrides, processes, recipes
+from mplug2 import hub, opening, overrides, processes, recipes, sharding
 from mplug2.console import Console
 from mplug2.data.pixels import Preprocessing
 from mplug2.data.tokens import Tokenizer
@@ -53,6 +53,8 @@ def _evaluate(asked: argparse.Namespace, source: str, changes: list[str]) -> Non
     screen = Console(quiet=not processes.first())
     if recipe.mesh.of_process().size < recipe.mesh.size:
         screen.print(f"mesh {recipe.mesh} cannot be had in one process here: each takes one device")
+    elif jax.process_count() == 1 and (idle := sharding.idle(recipe.mesh.of_process())):
+        screen.print(idle)
     results = evaluate(
         network,
         params,

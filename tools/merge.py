@@ -74,7 +74,7 @@ def score(cards: Mapping[str, Card], asked: argparse.Namespace) -> float:
     )
     if asked.score not in results.tasks:
         raise CardError(f'no score "{asked.score}", measured are {", ".join(results.tasks)}')
-    return results.tasks[asked.score].value
+    return results.value(asked.score)
 
 
 def unstated(chosen: Method, written: Mapping[str, Card], places: list[str]) -> None:

@@ -23,7 +23,7 @@ from mplug2.overrides import apply
 from mplug2.plan import Plan, machines, search, textbook
 from mplug2.plan.search import Search
 from mplug2.recipe import Recipe
-from mplug2.sharding import Mesh
+from mplug2.sharding import Mesh, mesh_of
 from mplug2.tools.show import count
 
 
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
     recipe = apply(recipes.find(given.recipe), given.overrides)
     recipe = textbook.with_batches(recipe, given.batches_times)
     if given.mesh:
-        recipe = replace(recipe, mesh=plan.mesh_of(given.mesh))
+        recipe = replace(recipe, mesh=mesh_of(given.mesh))
     if given.weak_scaling:
         return _scale(recipe, given.weak_scaling, given.json)
     topology = machines.find(given.topology)

@@ -89,8 +89,8 @@ def _parser() -> argparse.ArgumentParser:
         help="a run directory, a bundle, or cards: shelf names, files, directories (default: the shelf)",
     )
     seen = parser.add_mutually_exclusive_group(required=True)
-    seen.add_argument("--image", metavar="FILE", help="a picture in any format that Pillow reads")
-    seen.add_argument("--video", metavar="FILE", help="a video in any format that FFmpeg reads")
+    seen.add_argument("--image", metavar="FILE", help="a picture: PNG, JPEG, WebP, GIF, TIFF and others")
+    seen.add_argument("--video", metavar="FILE", help="a video: mp4, mkv, webm, avi, gif and others")
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument("--question", metavar="TEXT", help="answer this (default: caption)")
     asked.add_argument("--classes", metavar="A,B,C", help="weigh these classes, without training on them")

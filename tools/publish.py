@@ -109,12 +109,14 @@ def card_name(module: str, arguments: argparse.Namespace, recipe: Recipe) -> str
 
 
 def read_scores(path: str) -> dict[str, Score]:
-    """What `mplug2 eval --out` wrote -> scores for cards. Raises CardError if it is something else."""
+    """What `mplug2 eval --out` wrote -> scores for cards, those with an interval. Raises CardError if it is
+    something else."""
     try:
         tasks = json.loads(files.read_regular(Path(path), LARGEST_SCORES))["tasks"]
         return {
             name: Score(**{key: one[key] for key in ("metric", "value", "low", "high", "n")})
             for name, one in tasks.items()
+            if one["low"] is not None
         }
     except OSError as error:
         raise CardError(f"{path}: cannot be read ({error.strerror})") from None

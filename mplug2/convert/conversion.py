@@ -20,8 +20,9 @@ import numpy as np
 from mplug2 import files
 from mplug2.card_wording import questions_of
 from mplug2.convert import writing
-from mplug2.convert.families import FAMILIES, Model, canonical, likely
+from mplug2.convert.families import FAMILIES, Model, canonical, likely, unwrapped
 from mplug2.convert.shapes import Settings
+from mplug2.convert.stated import Stated, check_whole
 from mplug2.convert.tensors import StoredTensor, read_safetensors, same, stored
 from mplug2.convert.torch_file import read_torch
 from mplug2.data.pixels import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -30,6 +31,7 @@ from mplug2.data.wordpiece import OfficialWordPiece, WordPiece
 from mplug2.errors import CheckpointError, Mplug2Error, nearest
 from mplug2.hub.card import Card, File, Tokens, interface
 from mplug2.hub.card_tokenizer import stated
+from mplug2.hub.mistaken import mistaken
 from mplug2.hub.weights import FLOATS
 from mplug2.network import Network, flat
 
@@ -45,13 +47,14 @@ SOURCES = {
 
 @dataclass(frozen=True)
 class Options:
-    """`name` ends the cards' names; `skip`: patterns of keys that the user declares dead; `vocabulary`: a
-    WordPiece file to travel with the cards; `lowercase`: whether it was made of texts in lower case;
-    `prompt`: what official captions began with; `keep_unused`: dead tensors are kept for the way back;
-    `allow_non_finite`: so are NaNs."""
+    """`name` ends the cards' names; `stated`: what files beside the checkpoint say of sizes and pixels;
+    `skip`: patterns of keys that the user declares dead; `vocabulary`: a WordPiece file to travel with the
+    cards; `lowercase`: whether it was made of texts in lower case; `prompt`: what official captions began
+    with; `keep_unused`: dead tensors are kept for the way back; `allow_non_finite`: so are NaNs."""
 
     name: str
     settings: Settings | None = None
+    stated: Stated = Stated()
     skip: tuple[str, ...] = ()
     vocabulary: Path | None = None
     lowercase: bool = True
@@ -74,9 +77,16 @@ def read_checkpoint(path: Path) -> tuple[dict[str, StoredTensor], str]:
         raise CheckpointError(f"{path} is a folder: name the checkpoint's file in it{hint}")
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")
-    if path.suffix == ".safetensors":
-        return read_safetensors(path), ""
-    return read_torch(path)
+    with path.open("rb") as file:
+        head = file.read(256)
+    if what := mistaken(head):
+        raise CheckpointError(f"{path}: is {what}")
+    # The contents decide: either kind is found under the other's name.
+    is_torch = head.startswith((b"PK", b"\x80")) or path.suffix != ".safetensors" and head[8:9] != b"{"
+    tensors, wrapper = read_torch(path) if is_torch else (read_safetensors(path), "")
+    names, wrappers = unwrapped(tensors)
+    tensors = {name: tensors[key] for name, key in names.items()}
+    return tensors, ".".join(filter(None, (wrapper, *wrappers)))
 
 
 def convert(
@@ -90,6 +100,7 @@ def convert(
             f'there is no kind "{family}"{nearest(family, FAMILIES)}; known are {sorted(FAMILIES)}'
         )
     tensors, wrapper = read_checkpoint(path)
+    check_whole(path, tensors)
     names = {canonical(key): key for key in tensors}
     if len(names) != len(tensors):
         raise CheckpointError(
@@ -101,6 +112,7 @@ def convert(
         shapes = {module: flat(tree) for module, tree in Network(model.configs).shapes.items()}
         fates = account(model, tensors, options.skip)
         _check(model, tensors, shapes)
+        options.stated.check(model.configs)
     except CheckpointError as error:
         kind = likely(tensors)
         hint = f"; its keys look like those of --from {kind}" if kind and kind != family else ""
@@ -123,6 +135,7 @@ def convert(
             "fusion_stack": model.fusion_stack,
             "flat": model.flat,
             "modules": modules,
+            "assumed": assumed(model, family, options),
             "not_finite": finite.strange,
             "keys": {names[name]: fate for name, fate in fates.items()},
         }
@@ -245,9 +258,9 @@ def _write_module(
         file=File(path=f"{name}.safetensors", sha256=sha256, bytes=size),
         interface=interface(module, config, dtype),
         licence=options.licence,
-        source=f"converted from a checkpoint of {source}",
+        source=f"converted from a checkpoint of {options.stated.source or source}",
         paper=paper,
-        preprocessing=_preprocessing(module, config, family, options.settings),
+        preprocessing=_preprocessing(module, config, family, options),
         tokenizer=_tokens(family, folder, options, config) if module in ("text", "decoder") else None,
         questions=questions_of(Official()) if module == "text" and family == "mplug2" else None,
         folder=folder,
@@ -258,13 +271,26 @@ def _write_module(
     ), "bytes": size, "dtype": dtype}  # fmt: skip
 
 
-def _preprocessing(module: str, config: Any, family: str, settings: Settings | None) -> Preprocessing | None:
-    """No file says what pixels its weights are used to: the mean and deviation are those of the family."""
+def assumed(model: Model, family: str, options: Options) -> list[str]:
+    """What neither keys nor the files beside them say, and the family's custom decides."""
+    found = []
+    if "vision" in model.configs and options.stated.pixels is None and family in ("clip", "vit"):
+        found.append(f"{'ImageNet' if family == 'vit' else 'CLIP'}'s mean and deviation of pixels")
+    if family == "clip" and options.settings is None:
+        found.append("OpenAI's quick GELU, heads of 64")
+    if not options.stated.sizes and family not in ("mplug2", "mplug"):
+        found.append("as many layers as the keys have")
+    return found
+
+
+def _preprocessing(module: str, config: Any, family: str, options: Options) -> Preprocessing | None:
+    """What pixels the weights are used to: as stated beside the file, else as is the family's custom."""
     if module != "vision":
         return None
-    frames = settings.frames if settings else Settings(heads=1).frames
+    frames = options.settings.frames if options.settings else Settings(heads=1).frames
     height, width = config.image
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if family == "vit" else (CLIP_MEAN, CLIP_STD)
+    customary = (IMAGENET_MEAN, IMAGENET_STD) if family == "vit" else (CLIP_MEAN, CLIP_STD)
+    mean, std = options.stated.pixels or customary
     return Preprocessing(height=height, width=width, frames=frames, mean=mean, std=std)
 
 
@@ -272,6 +298,9 @@ def _tokens(family: str, folder: Path, options: Options, config: Any) -> Tokens 
     """The vocabulary, copied beside the cards. Raises CheckpointError."""
     if options.vocabulary is None:
         return None
+    with options.vocabulary.open("rb") as file:
+        if what := mistaken(file.read(256)):
+            raise CheckpointError(f"vocabulary {options.vocabulary}: is {what}")
     tokenizer = WordPiece(str(options.vocabulary), options.lowercase)
     if family == "mplug2":  # whose questions have no [SEP], and whose captions spell theirs out
         tokenizer = OfficialWordPiece(str(options.vocabulary), options.lowercase, options.prompt)
@@ -317,6 +346,9 @@ def told(report: Mapping[str, Any]) -> str:
         f"{checked:>5} keys repeat others or count positions: checked, and made again on the way back"
     )
     lines += [f"{rules.count(rule):>5} keys unused: {rule}" for rule in dict.fromkeys(rules)]
+    if report["wrapper"]:
+        lines.append(f"      keys stood under {report['wrapper']!r}, which is taken off")
+    lines += [f"assumed, as nothing beside the file says: {what}" for what in report["assumed"]]
     lines += [
         f"warning: {key} has {count} numbers that are not finite"
         for key, count in report["not_finite"].items()

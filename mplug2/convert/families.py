@@ -77,6 +77,33 @@ def canonical(key: str) -> str:
 
 RENAMED = {"gamma": "weight", "beta": "bias"}
 
+WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+"""Parts of keys that torch.compile, FSDP, checkpointing and Lightning put anywhere among them."""
+HOLDERS = ("module", "model", "base_model", "state_dict", "network", "net", "backbone", "teacher", "student")
+"""What all keys of a trainer's file may begin with."""
+
+
+def unwrapped(keys: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """({key without what trainers wrap around a model: key}, what was taken off). Raises CheckpointError
+    where two keys become one."""
+    names, off = {key: key for key in keys}, []
+    for wrapper in sorted(WRAPPERS):
+        if any(wrapper in name.split(".") for name in names):
+            off.append(wrapper)
+    shorter = {
+        ".".join(part for part in name.split(".") if part not in WRAPPERS): key for name, key in names.items()
+    }
+    if len(shorter) != len(names):
+        raise CheckpointError(f"its keys stand there twice, with and without {', '.join(off)}")
+    while holder := next(
+        (one for one in HOLDERS if all(name.startswith(f"{one}.") for name in shorter)), None
+    ):
+        off.append(holder)
+        shorter = {name.removeprefix(f"{holder}."): key for name, key in shorter.items()}
+        if not shorter:
+            break
+    return shorter, off
+
 
 # -----------------------------------------------------------------------------------------------------------
 # mPLUG and mPLUG-2

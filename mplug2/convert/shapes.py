@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mplug2.errors import CheckpointError, nearest
+from mplug2.hub.mistaken import mistaken
 from mplug2.hub.typed_json import decode
 from mplug2.roles import Config
 
@@ -25,7 +26,8 @@ HEADS_OF_VIT = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 class Settings:
     """What shapes do not tell. `fusion_layers` of the fusion stack run, its last; of these, numbers (from 0)
     that are multiples of `stride_layer`, but for the first, are connected. `tubelet` frames make a token,
-    where a picture's patches are inflated to clips."""
+    where a picture's patches are inflated to clips. `activation`: of a CLIP tower, "quick_gelu" (OpenAI's) or
+    "gelu"."""
 
     heads: int
     fusion_layers: int = 0
@@ -33,11 +35,12 @@ class Settings:
     temporal_stride: int = 2
     tubelet: int = 1
     frames: int = 16
+    activation: str = "quick_gelu"
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value, least = getattr(self, field.name), 0 if field.name == "fusion_layers" else 1
-            if value < least:
+            if field.name != "activation" and value < least:
                 raise CheckpointError(f"{field.name} is {value}, expected at least {least}")
 
     @property
@@ -49,39 +52,60 @@ RELEASED = {768: Settings(heads=12, fusion_layers=3), 1024: Settings(heads=16, f
 """By hidden width: config_bert.json and config_bert_large_text.json of the official code."""
 
 
-ACTIVATION_AND_EPSILON = {"CLIP": ("quick_gelu", 1e-5), "BERT": ("gelu", 1e-12), "ViT": ("gelu", 1e-6)}
-"""What the zoo's modules of these kinds compute with."""
+ACTIVATIONS_AND_EPSILON = {
+    "CLIP": (("quick_gelu", "gelu"), 1e-5),
+    "BERT": (("gelu",), 1e-12),
+    "ViT": (("gelu",), 1e-6),
+}
+"""What the zoo's modules of these kinds compute with; the first activation is taken where none is stated."""
 
 
 def read_settings(path: Path, family: str = "") -> Settings:
     """From a BERT configuration of the official code or of Hugging Face (for CLIP, its "vision_config"), or a
     JSON object that holds the former under "bert_config" (and perhaps "config", the yaml's fields); of the
     `family` vit, an object with timm's "num_heads". Raises CheckpointError."""
+    given = read_object(path)
     try:
-        given = json.loads(path.read_text())
         most = given.get("bert_config", given.get("vision_config", given))
         sees = "vision_config" in given or "patch_size" in most
         kind = "ViT" if family == "vit" else "CLIP" if sees else "BERT"
-        ours = ACTIVATION_AND_EPSILON[kind]
-        theirs = (most.get("hidden_act", ours[0]), float(most.get("layer_norm_eps", ours[1])))
-        if theirs != ours:
+        activations, epsilon = ACTIVATIONS_AND_EPSILON[kind]
+        activation = most.get("hidden_act", activations[0])
+        stated = float(most.get("layer_norm_eps", epsilon))
+        if activation not in activations or stated != epsilon:
             raise CheckpointError(
-                f"configuration {path}: activation {theirs[0]}, norms of epsilon {theirs[1]:g}; the zoo's "
-                f"{kind} has {ours[0]} and {ours[1]:g}"
+                f"configuration {path}: activation {activation}, norms of epsilon {stated:g}; the zoo's "
+                f"{kind} has {' or '.join(activations)} and {epsilon:g}"
             )
+        places = most.get("position_embedding_type", "absolute")
+        if places != "absolute":
+            raise CheckpointError(f"configuration {path}: positions are {places}, the zoo's are absolute")
         return Settings(
             heads=int(most["num_heads"] if "num_heads" in most else most["num_attention_heads"]),
             fusion_layers=int(most.get("fusion_layers", 0)),
             stride_layer=int(most.get("stride_layer", 1000)),
             temporal_stride=int(given.get("config", {}).get("temporal_stride", 2)),
             frames=int(given.get("config", {}).get("model_num_frames", 16)),
+            activation=activation if kind == "CLIP" else "quick_gelu",
         )
-    except OSError as error:
-        raise CheckpointError(f"configuration {path}: cannot be read ({error.strerror})") from None
-    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:
+    except (ValueError, AttributeError, TypeError, OverflowError) as error:
         raise CheckpointError(f"configuration {path}: not a JSON object of settings ({error})") from None
     except KeyError as error:
         raise CheckpointError(f"configuration {path}: has no {error}") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises CheckpointError."""
+    try:
+        content = path.read_bytes()
+        given = json.loads(content)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: {mistaken(content) or f'not JSON ({error})'}") from None
+    if not isinstance(given, dict):
+        raise CheckpointError(f"{path}: holds a JSON {type(given).__name__}, expected an object of settings")
+    return given
 
 
 def reads_lowercase(vocabulary: Path) -> bool:
@@ -90,10 +114,7 @@ def reads_lowercase(vocabulary: Path) -> bool:
     path = vocabulary.parent / "tokenizer_config.json"
     if not path.is_file():
         return True
-    try:
-        return bool(json.loads(path.read_text()).get("do_lower_case", True))
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read as a JSON object ({error})") from None
+    return bool(read_object(path).get("do_lower_case", True))
 
 
 def zoo(file: str, kind: str = "Config", **fields: Any) -> Any:
@@ -128,6 +149,7 @@ def clip_config(shapes: Shapes, prefix: str, settings: Settings | None, heads: i
         width=width,
         depth=depth,
         heads=heads or max(width // CLIP_HEAD, 1),
+        blocks=plain("vision", "OpenClip" if settings and settings.activation == "gelu" else "Clip", {}),
     )
 
 

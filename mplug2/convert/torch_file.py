@@ -18,6 +18,7 @@ import numpy as np
 from mplug2.convert.pickles import Scripted, Storage, Tensor, unpickle
 from mplug2.convert.tensors import StoredTensor
 from mplug2.errors import CheckpointError
+from mplug2.hub.mistaken import mistaken
 
 LEGACY = bytes.fromhex("80028a0a6cfc9c46f920")  # the first pickle of a file of torch < 1.6: its magic number
 LARGEST_PICKLE = 256 << 20
@@ -27,7 +28,7 @@ LARGEST_REPEATED = 1 << 20
 MOST_UNFOLDED = 4
 """So many times the size of the file may all tensors have together, repeated numbers counted each time and
 LARGEST_REPEATED more: without a bound a file of a few bytes could fill a disk."""
-WRAPPERS = ("model", "module", "state_dict")
+WRAPPERS = ("model", "module", "state_dict", "model_state_dict")
 """Under which of its keys a checkpoint may hold the state dict, in order of preference."""
 
 
@@ -36,13 +37,14 @@ def read_torch(path: Path) -> tuple[dict[str, StoredTensor], str]:
     ""). Raises CheckpointError, which names the file and the reason."""
     try:
         with path.open("rb") as file:
-            head = file.read(16)
+            head = file.read(256)
             if head.startswith(LEGACY):
                 raise CheckpointError(
                     "it has the legacy format of torch < 1.6; load and torch.save it again with a newer one"
                 )
             if not head.startswith(b"PK\x03\x04"):
-                raise CheckpointError("it is not a torch checkpoint in zip format, nor safetensors")
+                what = f": it is {said}" if (said := mistaken(head)) else ""
+                raise CheckpointError(f"it is not a torch checkpoint in zip format, nor safetensors{what}")
             entries = _entries(path, file)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None

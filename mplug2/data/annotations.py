@@ -6,15 +6,24 @@ gave to a question; in other splits every video is one, with all of its captions
 is not as it should be is refused with the file and the line.
 """
 
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
+from mplug2.data.inputs import opened, reason
 from mplug2.errors import DataError, nearest
 
 SPLITS = ("train", "validation", "test")
+
+LONGEST = 10_000_000
+"""The most bytes of a line of a jsonl file."""
+
+LARGEST = 1_000_000_000
+"""The most bytes of a json file, which is read as a whole."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ class VideoDataInfo:
         return _by_split(self._read(path, getattr(self, f"{split}_parts")), split)
 
     def _read(self, path: Path, parts: tuple[str, ...]) -> Iterator[Entry]:
-        content = _object(str(path), _decoded(path))
+        content = _whole(path)
         parted = {
             _video(where, row): _text(where, row, "split") for where, row in _rows(path, content, "videos")
         }
@@ -126,7 +135,7 @@ def read_answers(path: str | Path) -> list[str]:
     path = Path(path)
     if path.suffix == ".jsonl":
         return list(dict.fromkeys(_text(where, row, "answer") for where, row in _lines(path)))
-    return [_checked(str(path), "answer", answer) for answer in _object(str(path), _decoded(path))]
+    return [_checked(str(path), "answer", answer) for answer in _whole(path)]
 
 
 def inside(root: Path, name: str, where: str) -> Path:
@@ -163,9 +172,32 @@ def _by_split(entries: Iterable[Entry], split: str) -> list[Entry]:
 
 def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The objects of a jsonl file, each with where it is from; blank lines are passed over."""
-    for number, line in enumerate(_decoded(path).split("\n"), 1):
-        if line.strip():
-            yield f"{path}, line {number}", _object(f"{path}, line {number}", line)
+    with opened(path) as file:
+        for number in itertools.count(1):
+            content = _read(path, file, LONGEST, number)
+            if not content:
+                return
+            where = f"{path}, line {number}"
+            if (text := _decoded(path, content, number)).strip():
+                yield where, _object(where, text, _one_a_line)
+
+
+def _whole(path: Path) -> Mapping[str, Any]:
+    """The one object of a json file."""
+    with opened(path) as file:
+        return _object(str(path), _decoded(path, _read(path, file, LARGEST)), _one_alone)
+
+
+def _read(path: Path, file: BinaryIO, most: int, line: int | None = None) -> bytes:
+    """The next line of a file, or all of it, which has at most `most` bytes."""
+    try:
+        content = file.read(most + 1) if line is None else file.readline(most + 1)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {reason(error)}") from None
+    if len(content) > most:
+        longer = f"{path} is longer" if line is None else f"{path}, line {line}: longer"
+        raise DataError(f"{longer} than {most:,} bytes")
+    return content
 
 
 def _rows(path: Path, content: Mapping[str, Any], name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -179,24 +211,73 @@ def _rows(path: Path, content: Mapping[str, Any], name: str) -> Iterator[tuple[s
         yield where, row
 
 
-def _decoded(path: Path) -> str:
+def _decoded(path: Path, content: bytes, line: int = 1) -> str:
+    """Text of the lines from `line` on; only the first may begin with a byte order mark."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
+        return content.decode("utf-8-sig" if line == 1 else "utf-8")
     except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}, line {line}: not UTF-8") from None
+        line += content.count(b"\n", 0, error.start)
+        if content.startswith(b"\x1f\x8b"):
+            what = "but compressed (gzip)"
+        elif content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:4]:
+            what = "but UTF-16, UTF-32 or no text"
+        else:
+            what = f"(byte 0x{content[error.start]:02X}; Latin-1?)"
+        raise DataError(f"{path}, line {line}: not UTF-8 {what}; save the file as UTF-8") from None
 
 
-def _object(where: str, text: str) -> Mapping[str, Any]:
+def _object(where: str, text: str, advice: Callable[[str, Any], str]) -> Mapping[str, Any]:
+    """The object that `text` is; `advice` (the text, and what it is or why it is not JSON) ends the refusal
+    of anything else."""
+    text = text.strip()
     try:
-        row = json.loads(text)
+        row = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON ({error})") from None
+        said = str(error).replace(": line 1 column", " at character")
+        raise DataError(f"{where}: not JSON ({said}){advice(text, error)}") from None
     if not isinstance(row, Mapping):
-        raise DataError(f"{where}: expected an object, got {_kind(row)}")
+        raise DataError(f"{where}: expected an object, got {_kind(row)}{advice(text, row)}")
     return row
+
+
+def _one_a_line(text: str, found: Any) -> str:
+    """What a line probably is that is not one object."""
+    ends = isinstance(found, json.JSONDecodeError) and (
+        found.pos >= len(text) or found.msg.startswith("Unterminated string")
+    )
+    if isinstance(found, list) or text.startswith("[") and ends:
+        likely = ", and this is a JSON array"
+    elif text.startswith("{") and ends:
+        likely = ", and this one does not end on its line"
+    elif _is_more(found):
+        likely = ", and more stands on this one"
+    elif "\0" in text[:4]:
+        likely = ", in UTF-8, not UTF-16 or UTF-32"
+    elif text[0] not in "[{" and ("," in text or "\t" in text):
+        likely = ", and this may be a table (csv)"
+    else:
+        likely = ""
+    return f"; one object a line is expected{likely}"
+
+
+def _one_alone(text: str, found: Any) -> str:
+    """What a file probably is that is not one object."""
+    return "; one object is expected" + (", not one a line (jsonl)" if _is_more(found) else "")
+
+
+def _is_more(found: Any) -> bool:
+    return isinstance(found, json.JSONDecodeError) and found.msg.startswith("Extra data")
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no value of JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f'"{twice[:40]}" is there twice')
+    return found
 
 
 def _field(where: str, row: Mapping[str, Any], name: str) -> Any:
@@ -219,7 +300,8 @@ def _texts(where: str, row: Mapping[str, Any], name: str) -> list[str]:
 
 def _checked(where: str, name: str, text: Any) -> str:
     if not isinstance(text, str) or not text.strip():
-        raise DataError(f'{where}: "{name}" must be a text, it is {_kind(text)}')
+        quoted = f', without quotes: write "{text}"' if type(text) in (int, float) else ""
+        raise DataError(f'{where}: "{name}" must be a text, it is {_kind(text)}{quoted}')
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise DataError(f'{where}: "{name}" holds half of a character (a lone surrogate)')
     return text

@@ -26,7 +26,7 @@ from mplug2.data.handwriting import TEXT_VIEWS, VIEWS, Composed, Handwriting
 from mplug2.data.scenes import render
 from mplug2.errors import DataError
 
-VERSION = "1.0.0"  # raise it with every change to what scenes look like or sentences say
+VERSION = "1.1.0"  # raise it with every change to what scenes look like or sentences say
 EXAMPLES = {"validation": 600, "test": 1000}
 GALLERY = {"image": 200, "video": 100}  # distinct captions of the "retrieval" view
 
@@ -45,7 +45,7 @@ def prepared(data: Handwriting, split: str) -> "Prepared":
             _build(data, place)
         decoders = {} if data.view in TEXT_VIEWS else {"clips": _Frames()}
         builder: Any = tfds.builder_from_directory(place)  # TFDS's decorators hide its parameters' names
-        return Prepared(builder.as_data_source(split=split, decoders=decoders))
+        return Prepared(builder.as_data_source(split=split, decoders=decoders), _config(data).data, split)
     except OSError as error:
         raise DataError(
             f"cannot keep handwriting in {place}: {error.strerror or error}; set MPLUG2_HOME"
@@ -56,8 +56,8 @@ class Prepared:
     """Examples of one split, read from array_record; the same fields as composed ones, and `boxes` float32
     (digits, T, 4): top, left, bottom, right in 0..1."""
 
-    def __init__(self, records: Any):
-        self._records = records
+    def __init__(self, records: Any, data: Handwriting, split: str):
+        self._records, self._data, self._split = records, data, split
 
     def __len__(self) -> int:
         return len(self._records)
@@ -70,6 +70,22 @@ class Prepared:
             example[name] = int(value) if name == "label" else value
         return example
 
+    def fits(self, index: int) -> frozenset[str]:
+        """As of composed examples: all texts that hold of its scene."""
+        return Composed(self._data, self._split).fits(_kept(self._data, self._split)[index])
+
+
+@functools.cache
+def _kept(data: Handwriting, split: str) -> tuple[int, ...]:
+    """The composed examples that a split is made of: the first, of a gallery those with a new caption."""
+    if data.view != "retrieval":
+        return tuple(range(EXAMPLES[split]))
+    composed, first, index = Composed(data, split), dict[str, int](), 0
+    while len(first) < GALLERY["image" if data.frames == 1 else "video"]:
+        first.setdefault(composed.texts(index)["caption"], index)
+        index += 1
+    return tuple(first.values())
+
 
 class _Frames(tfds.decode.Decoder):
     """PNG bytes of T frames -> uint8 T H W C, by Pillow; TFDS's own decoding asks for OpenCV on every
@@ -79,7 +95,7 @@ class _Frames(tfds.decode.Decoder):
         return self.decode_batch_example_np(serialized_example)
 
     def decode_batch_example_np(self, frames: Iterable[bytes]) -> np.ndarray:
-        return np.stack([np.asarray(Image.open(io.BytesIO(frame))) for frame in frames])
+        return np.stack([np.asarray(Image.open(io.BytesIO(frame), formats=("PNG",))) for frame in frames])
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -129,20 +145,12 @@ class HandwritingBuilder(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         data = self.builder_config.data
-        wanted = EXAMPLES[split]
-        if distinct := data.view == "retrieval":
-            wanted = GALLERY["image" if data.frames == 1 else "video"]
-        composed, seen, index = Composed(data, split), set(), 0
-        while len(seen) < wanted:
-            scene, fields = composed.draw(index)
-            key = fields["caption"] if distinct else index
-            if key not in seen:
-                if data.view not in TEXT_VIEWS:
-                    fields["clips"] = [_png(frame) for frame in render(scene)]
-                    fields["boxes"] = scene.boxes()
-                yield len(seen), fields
-                seen.add(key)
-            index += 1
+        for place, index in enumerate(_kept(data, split)):
+            scene, fields = Composed(data, split).draw(index)
+            if data.view not in TEXT_VIEWS:
+                fields["clips"] = [_png(frame) for frame in render(scene)]
+                fields["boxes"] = scene.boxes()
+            yield place, fields
 
 
 def _png(frame: np.ndarray) -> bytes:

@@ -1,20 +1,22 @@
-"""Clips: a few frames of a video file -> uint8 T H W C, by PyAV; any container and codec of FFmpeg, and
-animated GIF."""
+"""Clips: a few frames of a video file -> uint8 T H W C, by PyAV; containers as in `containers.CONTAINERS`,
+and any codec of FFmpeg."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-import av
-import av.error
 import numpy as np
-from av.container import InputContainer
-from av.video.stream import VideoStream
+from av.video.frame import VideoFrame
 
+from mplug2.data.colours import on_ground
+from mplug2.data.containers import opened_video
+from mplug2.data.extent import ENOUGH, Extent, judge, measure, packets
+from mplug2.data.orientation import orientation_of
 from mplug2.errors import DataError, nearest
 
 SAMPLING = ("uniform", "random", "middle", "official_random")
+
+PIXELS = 2**28
+"""The most that the frames of a clip have together, at a video's own size: 0.8 GB."""
 
 
 def frame_indices(total: int, frames: int, how: str = "uniform", rng: Random | None = None) -> np.ndarray:
@@ -68,14 +70,22 @@ def read_video(path: str | Path, frames: int, how: str = "uniform", rng: Random 
     """`frames` frames of a video file at its own size, upright, uint8 T H W C, RGB; `how` and `rng` as in
     `frame_indices`.
 
-    Raises DataError naming the file if it is missing, holds no video, no frame, or cannot be decoded.
+    Frames are as stored: a sample aspect ratio is not heeded, as clips are squashed anyway. Where they change
+    their size midway, all have the first one's. Transparent ones lie on `colours.GROUND`. Raises DataError
+    naming the file if it is missing, holds no video, no frame, breaks off (`extent.judge`), has more than
+    PIXELS pixels in the frames asked for, or cannot be decoded; warns where little is missing.
     """
-    total = frame_count(path)
+    there = _judged(path)
+    total = there.frames
     while total:
-        wanted = frame_indices(total, frames, how, rng).tolist()
-        shown, decoded = _decode(path, set(wanted), total)
+        clip, decoded, span = _decode(path, frame_indices(total, frames, how, rng).tolist(), total)
         if decoded == total:
-            return np.stack([shown[number] for number in wanted])
+            return clip
+        if span < ENOUGH * there.span:  # fewer frames than packets alone say nothing: some are not shown
+            raise DataError(
+                f"the video {path} breaks off: {span:.2f} s of the {there.span:.2f} s that it holds can be "
+                f"decoded ({decoded:,} frame(s))"
+            )
         total = decoded
     raise DataError(f"the video {path} is empty: it has no frame")
 
@@ -83,34 +93,49 @@ def read_video(path: str | Path, frames: int, how: str = "uniform", rng: Random 
 def frame_count(path: str | Path) -> int:
     """How many frames a video file holds, without decoding: a broken file or an odd codec may give fewer.
     Raises DataError naming the file if it is missing or holds no video."""
-    with _video(path) as (container, stream):
-        return sum(1 for packet in container.demux(stream) if packet.size)
+    with opened_video(path) as footage:
+        return measure(footage).frames
 
 
-def _decode(path: str | Path, wanted: set[int], limit: int) -> tuple[dict[int, np.ndarray], int]:
-    """The `wanted` ones of the first `limit` frames by number, and the number of frames decoded."""
-    shown, size, decoded = {}, {}, 0
-    with _video(path) as (container, stream):
-        for frame in container.decode(stream):
-            size = size or {"width": frame.width, "height": frame.height}  # a stream may change it midway
-            if decoded in wanted:
-                picture = frame.to_ndarray(format="rgb24", **size)
-                shown[decoded] = np.rot90(picture, frame.rotation // 90)
+def _judged(path: str | Path) -> Extent:
+    with opened_video(path) as footage:
+        there = measure(footage)
+    judge(path, there)
+    return there
+
+
+def _decode(path: str | Path, wanted: list[int], limit: int) -> tuple[np.ndarray, int, float]:
+    """The `wanted` ones of the first `limit` frames, in order, the number of frames decoded, and seconds from
+    the first to the end of the last."""
+    places: dict[int, list[int]] = {}
+    for place, number in enumerate(wanted):
+        places.setdefault(number, []).append(place)
+    clip, decoded, times = np.zeros((0, 0, 0, 3), np.uint8), 0, []
+    with opened_video(path) as footage:
+        for frame in (frame for packet in packets(footage) for frame in packet.decode()):
+            if not decoded:
+                width, height = orientation_of(frame).size(frame.width, frame.height)
+                if (pixels := len(wanted) * width * height) > PIXELS:
+                    raise DataError(
+                        f"the video {path} has too many pixels: {len(wanted)} frame(s) of {width} x {height} "
+                        f"are {pixels:,}; the most of a clip is {PIXELS:,}"
+                    )
+                clip = np.zeros((len(wanted), height, width, 3), np.uint8)
+            if decoded in places:
+                clip[places[decoded]] = _pixels(frame, clip.shape[2], clip.shape[1])
+            if frame.time is not None:
+                times.append(frame.time)
             decoded += 1
             if decoded == limit:
                 break
-    return shown, decoded
+    span = max(times) - min(times) if times else 0.0
+    return clip, decoded, span + span / max(1, len(times) - 1)
 
 
-@contextlib.contextmanager
-def _video(path: str | Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The opened file and its first video stream; what FFmpeg raises while it is open becomes a DataError."""
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise DataError(f"{path} holds no video")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            yield container, stream
-    except (av.error.FFmpegError, OSError) as error:
-        raise DataError(f"cannot read the video {path}: {error.strerror or error}") from None
+def _pixels(frame: VideoFrame, width: int, height: int) -> np.ndarray:
+    """A frame as RGB, upright and of this size."""
+    upright = orientation_of(frame)
+    stored = dict(zip(("width", "height"), upright.size(width, height), strict=True))
+    if frame.format.has_palette or any(part.is_alpha for part in frame.format.components):
+        return upright(on_ground(frame.to_ndarray(format="rgba", **stored)))
+    return upright(frame.to_ndarray(format="rgb24", **stored))

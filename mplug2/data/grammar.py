@@ -7,11 +7,12 @@ alone scores exactly at `chance(type)`: whatever the question, each of its possi
 drawn first and the scene composed for it).
 """
 
+import itertools
 from collections.abc import Callable
 from random import Random
 from typing import NamedTuple
 
-from mplug2.data.scenes import COLOURS, CORNERS, SIZES, Digit, Scene, draw_sizes
+from mplug2.data.scenes import COLOURS, CORNERS, SIZES, Digit, Scene, draw_sizes, pixels
 from mplug2.errors import DataError, nearest
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -45,6 +46,32 @@ def describe(scene: Scene, rng: Random) -> str:
     return _sentence(scene, nouns)
 
 
+def truths(scene: Scene) -> frozenset[str]:
+    """Every description, partial or not, that holds of the scene, whichever scenes it was made for: each
+    digit named alone, a digit alone in a quadrant at its corner, and what is said of all digits or, of a row
+    or column, of some of them in their order."""
+    nouns = [_nouns(digit) for digit in scene.digits]
+    said = set(itertools.chain(*nouns))
+    if scene.frames == 1:
+        for digit, its in zip(scene.digits, nouns, strict=True):
+            said |= {f"{noun} at the {corner}" for corner in _corners(scene, digit) for noun in its}
+    of_some = range(2, len(nouns) + 1) if scene.layout in RELATIONS else [len(nouns)]
+    for count in of_some:
+        for some in itertools.combinations(nouns, count):
+            said |= {_sentence(scene, list(chosen)) for chosen in itertools.product(*some)}
+    return frozenset(said)
+
+
+def _corners(scene: Scene, digit: Digit) -> list[str]:
+    """The corner that a digit of a picture stands at, if its box keeps to one quadrant."""
+    (spot,), half = digit.path, scene.canvas // 2
+    assert spot is not None
+    ends = [start + pixels(digit.size, scene.canvas) for start in spot]
+    rows = "top" if ends[0] <= half else "bottom" if spot[0] >= half else ""
+    columns = "left" if ends[1] <= half else "right" if spot[1] >= half else ""
+    return [f"{rows} {columns}"] if rows and columns else []
+
+
 def article(noun: str) -> str:
     """The noun with its article: "a red eight", "an eight"."""
     return f"an {noun}" if noun.startswith("eight") else f"a {noun}"
@@ -61,9 +88,14 @@ def words() -> tuple[str, ...]:
 
 
 def _noun(digit: Digit, rng: Random) -> str:
-    size = f"{digit.size} " if rng.random() < 0.25 else ""
-    colour = f"{digit.colour} " if rng.random() < 0.55 else ""
-    return article(f"{size}{colour}{NUMBERS[digit.kind]}")
+    size, colour = rng.random() < 0.25, rng.random() < 0.55
+    return _nouns(digit)[2 * size + colour]
+
+
+def _nouns(digit: Digit) -> list[str]:
+    """What a digit may be called: without and with its colour, then the same with its size before."""
+    adjectives = itertools.product(("", f"{digit.size} "), ("", f"{digit.colour} "))
+    return [article(f"{size}{colour}{NUMBERS[digit.kind]}") for size, colour in adjectives]
 
 
 def _sentence(scene: Scene, nouns: list[str]) -> str:

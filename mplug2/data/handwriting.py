@@ -79,6 +79,10 @@ class Composed:
         """The strings of an example alone, without rendering its scene."""
         return {name: value for name, value in self.draw(index)[1].items() if isinstance(value, str)}
 
+    def fits(self, index: int) -> frozenset[str]:
+        """All captions and descriptions, partial or not, that hold of an example's scene."""
+        return grammar.truths(self.draw(index)[0])
+
     def draw(self, index: int) -> tuple[scenes.Scene, dict[str, Any]]:
         """The scene of an example, and its fields without pixels."""
         data = self.data

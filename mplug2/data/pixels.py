@@ -4,16 +4,16 @@ jitted step.
 and width, so that nothing is cropped away; a picture that already has that size passes unchanged.
 """
 
-import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from mplug2.errors import DataError
+from mplug2.data.colours import to_rgb
+from mplug2.data.pictures import read_image as read_image  # pictures are read where pixels are
+from mplug2.roles import sum_dtype
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -38,33 +38,15 @@ class Preprocessing:
         `jax.jit`."""
         scale = 1 / (255 * np.asarray(self.std, np.float32))
         shift = np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
-        return clips.astype(jnp.float32) * scale - shift
+        return clips.astype(sum_dtype(clips)) * scale - shift
 
     def from_pil(self, image: Image.Image) -> np.ndarray:
-        """A picture of any size and mode -> a clip uint8 1 H W C, RGB."""
-        image = image.convert("RGB")
+        """A picture of any size and mode -> a clip uint8 1 H W C, RGB as `colours.to_rgb` has it."""
+        image = to_rgb(image)
         if image.size != (self.width, self.height):
             image = image.resize((self.width, self.height), Image.Resampling.BICUBIC)
         return np.asarray(image)[None]
 
-    def from_frames(self, frames: np.ndarray) -> np.ndarray:
-        """Frames uint8 T H' W' C of any size -> a clip uint8 T H W C."""
+    def from_frames(self, frames: Iterable[np.ndarray]) -> np.ndarray:
+        """T frames uint8 H' W' C of any size -> a clip uint8 T H W C."""
         return np.concatenate([self.from_pil(Image.fromarray(frame)) for frame in frames])
-
-
-def read_image(path: str | Path) -> Image.Image:
-    """The upright RGB picture in a file, in any format Pillow reads; of an animation, its first frame. Raises
-    DataError naming the file if it is missing, no picture, cut off, or absurdly large."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
-    except UnidentifiedImageError:
-        raise DataError(f"{path} is not a picture that Pillow can read") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise DataError(f"{path} has too many pixels; the most is {Image.MAX_IMAGE_PIXELS:,}") from None
-    except OSError as error:
-        raise DataError(f"cannot read the picture {path}: {error.strerror or error}") from None
-    except (SyntaxError, ValueError, EOFError) as error:  # what Pillow's format readers raise on broken files
-        raise DataError(f"the picture {path} is broken: {error}") from None

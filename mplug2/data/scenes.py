@@ -160,11 +160,17 @@ def _noise() -> np.ndarray:
     return np.random.default_rng(1797).integers(0, 36, 1 << 20).astype(np.uint8)
 
 
-def _background(start: int, shape: tuple[int, ...]) -> np.ndarray:
-    size, level = int(np.prod(shape)), np.uint8(start % 29)
-    noise = _noise()[start : start + size]
-    noise = noise if noise.size == size else np.resize(noise, size)
-    return (noise + level).reshape(shape)
+def _background(noise: int, shape: tuple[int, ...]) -> np.ndarray:
+    """`T H W C`: of one level, and of each frame a stretch of the table. Those of a video are drawn one by
+    one: stretches that followed one another would tell the order of the frames."""
+    frames, *pixels = shape
+    starts = [noise]
+    if frames > 1:
+        rng = Random(noise)
+        starts = [rng.randrange(_NOISE_STARTS) for _ in range(frames)]
+    size = int(np.prod(pixels))
+    stretches = [np.resize(_noise()[start : start + size], pixels) for start in starts]
+    return np.stack(stretches) + np.uint8(noise % 29)
 
 
 def _corner(rng: Random, where: str, side: int, canvas: int) -> Spot:

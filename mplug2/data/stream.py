@@ -3,15 +3,19 @@
 A batch is a flat dict: `clips` uint8 B T H W C, `label` and `index` int32 (B,), and each text field that the
 feed gives a length, int32 B S: `begin ... end pad pad`. A feed that asks for `masked` also gets BERT's
 corruption of its `caption` or `text` as `masked` and `masked_target` (0 = not chosen); one that asks for
-`caption_target` gets the ids of `caption` that are learned: 0 for a tokenizer's prompt. A step of the stream
-is one batch per feed.
+`caption_target` gets the ids of `caption` that are learned: 0 for a tokenizer's prompt; one that asks for
+`fits` gets fingerprints of texts, int32 B F: the first of the example's own `text`, then, where the source
+knows, of every other text that holds of its clips (0: no more). A step of the stream is one batch per feed.
 
 Order is a pure function of (seed, step): the state is the step alone, the same for any number of threads,
-worker processes and hosts. Each host reads of every global batch the examples that its devices hold.
+worker processes and hosts. What is drawn for an example (masks, and what a source draws `at` an epoch) is a
+pure function of (seed, epoch, index): another one each time that the data come round. Each host reads of
+every global batch the examples that its devices hold.
 """
 
 import sys
 import weakref
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,7 +37,9 @@ _ENDLESS = sys.maxsize
 
 class Source(Protocol):
     """Raw examples by index, each a dict of `clips`, strings, `label` and `index`; Grain's
-    RandomAccessDataSource."""
+    RandomAccessDataSource. One whose examples are drawn anew in every epoch (other frames, another crop) also
+    has `at(index, epoch)`; epoch 0 is that of `source[index]`. One that knows which texts hold of the clips
+    of an example has `fits(index)`, all of them that another example may have."""
 
     def __len__(self) -> int: ...
 
@@ -171,9 +177,14 @@ def stream(
 
 
 def collate(
-    examples: Sequence[Mapping[str, Any]], lengths: Mapping[str, int], tokenizer: Tokenizer, seed: int
+    examples: Sequence[Mapping[str, Any]],
+    lengths: Mapping[str, int],
+    tokenizer: Tokenizer,
+    seed: int,
+    epochs: Sequence[int] | int = 0,
 ) -> Batch:
-    """Raw examples -> one batch. Raises DataError on a field they lack, or on clips of different shapes."""
+    """Raw examples -> one batch; `epochs`: how often the data had come round before each, for what is drawn.
+    Raises DataError on a field they lack, or on clips of different shapes."""
     for example in examples:
         check(example)
     first = examples[0]
@@ -193,6 +204,9 @@ def collate(
     if "label" in first:
         batch["label"] = np.array([example["label"] for example in examples], np.int32)
     for field, length in lengths.items():
+        if field == "fits":
+            batch[field] = np.stack([_fingerprints(example, length) for example in examples])
+            continue
         written = field
         if field == "masked":
             written = "caption" if "caption" in first else "text"
@@ -210,23 +224,44 @@ def collate(
             )
         batch[field] = np.stack([tokenizer.encode(example[written], length) for example in examples])
     if "masked" in lengths:
-        batch["masked"], batch["masked_target"] = corrupt(batch["masked"], batch["index"], tokenizer, seed)
+        batch["masked"], batch["masked_target"] = corrupt(
+            batch["masked"], batch["index"], tokenizer, seed, epochs
+        )
     if "caption_target" in lengths:
         batch["caption_target"][:, : tokenizer.prompt_length] = 0
     return batch
 
 
+def _fingerprints(example: Mapping[str, Any], length: int) -> np.ndarray:
+    """Of an example's text, then of all that hold of its clips: int32 (length,)."""
+    if not isinstance(example.get("text"), str):
+        raise DataError(
+            f'"fits" says which texts hold of which clips; the data have no "text": {sorted(example)}'
+        )
+    said = list(dict.fromkeys((example["text"], *example.get("fits", ()))))
+    if len(said) > length:
+        raise DataError(
+            f"{len(said)} texts hold of the clips of example {example['index']}, and lengths.fits is {length}"
+        )
+    numbers = [1 + zlib.crc32(text.encode()) % (2**31 - 1) for text in said]
+    return np.array(numbers + [0] * (length - len(said)), np.int32)
+
+
 def corrupt(
-    ids: np.ndarray, index: np.ndarray, tokenizer: Tokenizer, seed: int
+    ids: np.ndarray,
+    index: np.ndarray,
+    tokenizer: Tokenizer,
+    seed: int,
+    epochs: Sequence[int] | int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """BERT's masking of ids int32 B S: 15% of the words are chosen, at least one; of these 80% become `mask`,
-    10% a random word, 10% stay. -> corrupted ids, targets (0 = not chosen). A pure function of (seed,
+    10% a random word, 10% stay. -> corrupted ids, targets (0 = not chosen). A pure function of (seed, epoch,
     example, position)."""
     table = tokenizer.table()
     special = np.array([table[name] for name in SPECIAL])
     vocabulary = np.setdiff1d(np.arange(table["size"]), special)
     word = ~np.isin(ids, special)
-    choice, kind, other = (_uniform(seed, index, ids.shape[1], salt) for salt in range(3))
+    choice, kind, other = (_uniform(seed, epochs, index, ids.shape[1], salt) for salt in range(3))
     choice = np.where(word, choice, 2.0)
     chosen = word & ((choice < 0.15) | (choice == choice.min(axis=1, keepdims=True)))
     random_word = vocabulary[(other * len(vocabulary)).astype(np.int64)]
@@ -234,8 +269,8 @@ def corrupt(
     return np.where(chosen, corrupted, ids).astype(np.int32), np.where(chosen, ids, 0).astype(np.int32)
 
 
-def _uniform(seed: int, index: np.ndarray, length: int, salt: int) -> np.ndarray:
-    """Counter-based random numbers in [0, 1), float64 (B, length): SplitMix64 of (seed, salt, example,
+def _uniform(seed: int, epochs: Sequence[int] | int, index: np.ndarray, length: int, salt: int) -> np.ndarray:
+    """Counter-based random numbers in [0, 1), float64 (B, length): SplitMix64 of (seed, salt, epoch, example,
     position)."""
 
     def mix(x: np.ndarray) -> np.ndarray:
@@ -244,7 +279,8 @@ def _uniform(seed: int, index: np.ndarray, length: int, salt: int) -> np.ndarray
         return x ^ (x >> np.uint64(31))
 
     golden = np.uint64(0x9E3779B97F4A7C15)
-    rows = mix(mix(np.array([seed * 4 + salt], np.uint64) * golden) + index.astype(np.uint64) * golden)
+    drawn = np.uint64(seed * 4 + salt) + (np.atleast_1d(epochs).astype(np.uint64) << np.uint64(32))
+    rows = mix(mix(drawn * golden) + index.astype(np.uint64) * golden)
     return (
         mix(rows[:, None] + np.arange(1, length + 1, dtype=np.uint64) * golden) >> np.uint64(11)
     ) * 2.0**-53
@@ -268,7 +304,7 @@ class _Steps:
             parts = shares(feed.data)
             seeds = (self.seed * 1009 + place * 31 + number for number in range(len(parts)))
             shuffled = [
-                _shuffled(source_of(data, self.split, f"the data of {name}"), seed)
+                _shuffled(source_of(data, self.split, f"the data of {name}"), seed, "fits" in feed.lengths)
                 for (data, _), seed in zip(parts, seeds, strict=True)
             ]
             weights = [share for _, share in parts]
@@ -284,10 +320,21 @@ class _Steps:
             first = (self.start + index) * feed.batch
             order = self._orders[name]  # pyright: ignore[reportAttributeAccessIssue]
             with in_words(f"the data of {name}", kind=DataError):
-                examples = [order[first + row] for row in self.rows[name]]
-                batches[name] = collate(examples, feed.lengths, self.tokenizer, self.seed)
+                examples, epochs = zip(*(order[first + row] for row in self.rows[name]), strict=True)
+                batches[name] = collate(examples, feed.lengths, self.tokenizer, self.seed, epochs)
         return batches
 
 
-def _shuffled(source: Source, seed: int) -> grain.MapDataset:
-    return grain.MapDataset.source(source).seed(seed % 2**32).shuffle().repeat()
+def _shuffled(source: Source, seed: int, fits: bool) -> grain.MapDataset:
+    """Endless (example, epoch), every epoch in an order of its own."""
+    order = grain.MapDataset.range(len(source)).seed(seed % 2**32).shuffle().repeat()
+    return order.map_with_index(partial(_seen, source, fits))
+
+
+def _seen(source: Any, fits: bool, place: int, index: int) -> tuple[dict[str, Any], int]:
+    """What stands at a place of the endless order: example `index`, and the epoch in which it does."""
+    epoch = place // len(source)
+    example = source.at(index, epoch) if hasattr(source, "at") else source[index]
+    if fits and hasattr(source, "fits"):
+        example = {**example, "fits": source.fits(index)}
+    return example, epoch

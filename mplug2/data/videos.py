@@ -33,8 +33,9 @@ ENDINGS = (".mp4", ".avi", ".webm", ".mkv", ".gif")
 class Videos:
     """`root`: the folder that holds all files; `videos`: the folder of videos below it. `sampling` and `view`
     say what is seen of a video, `train_sampling` and `train_view` what of a training one (names as in
-    `clips.frame_indices`). `passes`: how often a train epoch comes to every example, with other frames and
-    another view each time. Raises DataError as `source` reads the annotations."""
+    `clips.frame_indices`), drawn anew in every epoch. `passes`: how often a train epoch comes to every
+    example, with other frames and another view each time. Raises DataError as `source` reads the
+    annotations."""
 
     root: Place
     annotations: Annotations
@@ -109,7 +110,11 @@ class VideoSource:
         return len(self.entries) * (self.data.passes if self.split == "train" else 1)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        entry, data, rng = self._entry(index), self.data, self._random(index)
+        return self.at(index, 0)
+
+    def at(self, index: int, epoch: int) -> dict[str, Any]:
+        """The example as it is seen when the data come round for the `epoch`-th time, counted from 0."""
+        entry, data, rng = self._entry(index), self.data, self._random(index + epoch * len(self))
         training = self.split == "train"
         how = data.train_sampling if training else data.sampling
         frames = read_video(self.files[entry.video], data.preprocessing.frames, how, rng)

@@ -6,7 +6,7 @@ layer or a parameter. A *delta* is a parent minus the base that all parents were
 | method          | what it gives                                            | source         |
 |-----------------|----------------------------------------------------------|----------------|
 | soup            | sum c p / sum c                                          | 2203.05482     |
-| slerp           | along the arc from one parent to the other               | Shoemake, 1985 |
+| slerp           | the parents, weighted as along the arc between them      | Shoemake, 1985 |
 | task_arithmetic | base + sum c delta                                       | 2212.04089     |
 | ties            | base + scale x mean of the trimmed deltas of one sign    | 2306.01708     |
 | dare            | base + sum c delta, dropped at random and rescaled       | 2311.03099     |
@@ -42,8 +42,11 @@ def soup(parents: Arrays, shares: Sequence[float]) -> np.ndarray:
 
 
 def slerp(one: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
-    """The point at `share` (0: one, 1: other) of the arc between the two as vectors, lengths interpolated
-    with it. Vectors that have no single arc between them (parallel, opposite, zero) are mixed linearly."""
+    """The sum of the two as vectors with the weights of Shoemake's arc, sin((1 - share) a) / sin a and
+    sin(share a) / sin a, `a` the angle between them; `share` 0: one, 1: other. Vectors of one length stay on
+    their arc. Of others the longer one pulls harder, since neither is made a unit vector first: the length of
+    the sum is not interpolated (2 and 4 at right angles give 3.16 halfway, not 3). Vectors without a single
+    arc between them (parallel, opposite, zero) are mixed linearly."""
     one, other = _wide(one), _wide(other)
     lengths = math.sqrt(float(np.sum(one * one))), math.sqrt(float(np.sum(other * other)))
     angle = 0.0

@@ -22,6 +22,7 @@ import numpy as np
 
 from mplug2 import files
 from mplug2.errors import CardError, nearest
+from mplug2.hub.mistaken import mistaken
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = {"float32": np.dtype("<f4"), "bfloat16": BFLOAT16, "float16": np.dtype("<f2")}
@@ -147,9 +148,8 @@ def _entries(path: Path, mapped: mmap.mmap) -> dict[str, tuple[np.dtype, tuple[i
     """{name: (type, shape, first byte)}, checked to cover the file's data exactly."""
     length = int.from_bytes(mapped[:8], "little")
     if length > min(len(mapped) - 8, _LONGEST_HEADER):
-        raise CardError(
-            f"{path}: not a safetensors file, its header of {length} bytes does not fit in {len(mapped)}"
-        )
+        what = mistaken(mapped[:256]) or f"its header of {length} bytes does not fit in {len(mapped)}"
+        raise CardError(f"{path}: not a safetensors file: {what}")
     try:
         header = json.loads(mapped[8 : 8 + length].decode(), object_pairs_hook=_unique)
     except (

@@ -32,6 +32,12 @@ class DocumentFrequencies:
     counts: Ngrams
     examples: int
 
+    @property
+    def weigh(self) -> bool:
+        """Whether any n-gram weighs anything: not where every example holds all of them, such as a single
+        one."""
+        return any(count < self.examples for count in self.counts.values())
+
 
 @dataclass(frozen=True)
 class _Vector:

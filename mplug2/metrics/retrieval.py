@@ -42,7 +42,7 @@ class Recall:
         return float(self.ranks.mean())
 
     def hits(self, k: int) -> np.ndarray:
-        """float64 (queries,): 1 where the rank is at most k; what `bootstrap` takes."""
+        """float64 (queries,): 1 where the rank is at most k; what `interval` takes."""
         return (self.ranks <= k).astype(np.float64)
 
 

@@ -6,7 +6,6 @@ time of a step lies between two bounds: computing, memory and communication all 
 other, each at its published rate.
 """
 
-import dataclasses
 import re
 import time
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mplug2.errors import RecipeError, nearest
+from mplug2.errors import RecipeError
 from mplug2.network import Network
 from mplug2.plan import textbook
 from mplug2.plan.machines import Chip, Topology
@@ -125,22 +124,6 @@ class Plan:
             "utilization": self.utilization,
             "assumptions": ASSUMPTIONS,
         }
-
-
-def mesh_of(text: str) -> Mesh:
-    """`fsdp=64,tensor=4` -> the mesh. Raises RecipeError for what is no axis or no count."""
-    sizes: dict[str, int] = {}
-    axes = [field.name for field in dataclasses.fields(Mesh)]
-    for word in text.split(","):
-        axis, _, count = word.strip().partition("=")
-        if axis not in axes:
-            raise RecipeError(
-                f'mesh "{text}": there is no axis "{axis}"; known are {", ".join(axes)}{nearest(axis, axes)}'
-            )
-        if not re.fullmatch(r"[1-9]\d*", count):
-            raise RecipeError(f'mesh "{text}": {axis} is "{count}", expected a number of devices')
-        sizes[axis] = int(count)
-    return Mesh(**sizes)
 
 
 def check_devices(mesh: Mesh, topology: Topology) -> None:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from mplug2 import sharding
+from mplug2 import accumulation, sharding
 from mplug2.composition import abstract_batch
 from mplug2.errors import RecipeError
 from mplug2.flops import executed_flops, step_flops
@@ -115,7 +115,10 @@ def study(recipe: Recipe) -> Work:
     frozen = {name: tree for name, tree in shapes.items() if name not in params}
 
     def loss(params: Any, frozen: Any, part: Any) -> Any:
-        return trainer.loss(params, frozen, part, None)[0]
+        if recipe.accumulate == 1:
+            return trainer.loss(params, frozen, part, None)[0]
+        with accumulation.part_of(recipe.accumulate):
+            return trainer.loss(params, frozen, part, None)[0]
 
     axes = [{name: trainer.network.axes[name] for name in tree} for tree in (params, frozen)]
     names = jax.tree.leaves(axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
@@ -303,9 +306,13 @@ class _Reader:
         kind, params = equation.primitive.name, equation.params
         fresh = [_Known(object()) for _ in equation.outvars]
         if kind == "scan":
-            stacked = params["num_consts"] + params["num_carry"]
-            inner = inputs[:stacked] + [_Known(object(), it.axes and it.axes[1:]) for it in inputs[stacked:]]
-            self.read(params["jaxpr"].jaxpr, inner, times * params["length"])
+            body = params["jaxpr"].jaxpr
+            # What a loop goes over has an axis less inside. (How a scan names its parts is JAX's own affair.)
+            inner = [
+                _Known(object(), it.axes and it.axes[1:]) if own.aval.ndim < whole.aval.ndim else it
+                for it, whole, own in zip(inputs, equation.invars, body.invars, strict=True)
+            ]
+            self.read(body, inner, times * params["length"])
             return fresh
         for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
             if name in params and len(inner := getattr(params[name], "jaxpr", params[name]).invars) == len(

@@ -18,19 +18,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from mplug2.errors import Mplug2Error
+from mplug2.errors import DownloadError, Mplug2Error
 
 CACHE = "MPLUG2_CACHE"
 _PATIENCE = 60.0  # seconds; a folder is locked for as long as some renames take
 
 
 def cache_folder() -> Path:
-    """Where the user, or else the platform, keeps what can be had again: the variable CACHE names another."""
-    if said := os.environ.get(CACHE):
-        return Path(said).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "mplug2"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mplug2"
+    """Where the user, or else the platform, keeps what can be had again: the variable CACHE names another.
+    Raises DownloadError where there is none."""
+    said = os.environ.get(CACHE, "")
+    try:
+        if said:
+            folder = Path(said).expanduser()
+        elif sys.platform == "darwin":
+            folder = Path.home() / "Library" / "Caches" / "mplug2"
+        else:
+            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mplug2"
+    except RuntimeError:  # no HOME, and a user whom no file knows
+        raise DownloadError(
+            f"there is no folder for the cache: name one by {CACHE} (it is {said!r})"
+        ) from None
+    if folder.exists() and not folder.is_dir():
+        raise DownloadError(f"{folder} is a file, expected a folder for the cache: {CACHE} names another")
+    return folder
 
 
 # --- Reading

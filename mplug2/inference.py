@@ -6,6 +6,7 @@ turn, each on devices of its own: the same batches, and so the same numbers, as 
 """
 
 import copy
+import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -120,6 +121,28 @@ def vision_likenesses(
     return jax.nn.softmax(seen @ batch["names"].T / contrastive.temperature(), -1)
 
 
+def scaled_vision_vectors(
+    batch: Batch,
+    *,
+    vision: Vision,
+    universal: Universal,
+    contrastive: Contrastive,
+    temporal: Temporal | None = None,
+    connector: Connector | None = None,
+) -> Array:
+    """`clips` -> vectors of the contrastive space over its temperature: times the unit vectors of names, the
+    logits of `vision_likenesses`, of any number of names by one program."""
+    seen = vision_vectors(
+        batch,
+        vision=vision,
+        universal=universal,
+        contrastive=contrastive,
+        temporal=temporal,
+        connector=connector,
+    )
+    return seen.astype(np.float32) / contrastive.temperature()
+
+
 def matches(
     batch: Batch,
     *,
@@ -197,14 +220,20 @@ def completions(write: Write, batch: Batch, *, text: Text, universal: Universal,
 # ------------------------------------------------------------------------------------------------------------
 # Compiled
 
+PROGRAMS = 48
+"""Each may take some hundred of the 65,530 mappings that Linux gives a process, and tens of megabytes."""
+
+BUCKET = 32
+"""Rows of the largest batch where callers choose how many there are."""
+
 Compute = Callable[[Mapping[str, Any]], Any]
 """A batch of NumPy arrays, clips uint8 -> NumPy arrays."""
 
 
 class Compiled:
     """Outputs of one network with its parameters, deltas merged into them: each is compiled once for each
-    shape of a batch. Parameters, examples and caches are spread over a `mesh` of this process's devices, if
-    there is one. Raises RecipeError where it would cut a head."""
+    shape of a batch, and the PROGRAMS used last are kept. Parameters, examples and caches are spread over a
+    `mesh` of this process's devices, if there is one. Raises RecipeError where it would cut a head."""
 
     def __init__(
         self,
@@ -215,9 +244,24 @@ class Compiled:
     ):
         self._mesh = mesh or sharding.Mesh().of_process()
         sharding.check_heads(self._mesh, network.configs)
-        self._network, self._preprocessing = network, preprocessing
+        self._preprocessing = preprocessing
         self._params = self._placed(network, params)
-        self._known: dict[tuple, Callable[[Parameters, Batch], Any]] = {}
+        self._program = self._programs(network)
+
+    def _programs(self, network: Network) -> Any:
+        """(outputs, what is fixed, shapes) -> their program. It holds no parameters."""
+        preprocessing, mesh = self._preprocessing, self._mesh
+
+        def program(outputs: Callable[..., Any], fixed: tuple, shapes: tuple) -> Callable:
+            def compute(params: Parameters, batch: Batch) -> Any:
+                if "clips" in batch:
+                    batch = dict(batch) | {"clips": preprocessing.to_float(batch["clips"])}
+                with sharding.on(mesh):
+                    return outputs(*fixed, batch, **network.bind(params))
+
+            return jax.jit(compute)  # of one shape, so that it is let go with it
+
+        return functools.lru_cache(maxsize=PROGRAMS)(program)
 
     def _placed(self, network: Network, params: Parameters) -> Parameters:
         """Deltas merge where their bases lie; what is merged may be of another shape."""
@@ -245,23 +289,19 @@ class Compiled:
         other = copy.copy(self)
         other._params = self._placed(network, params)
         if any(map(base_of, {**self._params, **other._params})):  # other inputs are another program
-            other._network, other._known = network, {}
+            other._program = other._programs(network)
         return other
 
     def __call__(self, outputs: Callable[..., Any], *fixed: Any) -> Compute:
         """`outputs(*fixed, batch, **modules)`. Raises RecipeError, naming it, on a module that is missing."""
         params = self._chosen(outputs)
-        if (outputs, *fixed) not in self._known:
 
-            def compute(params: Parameters, batch: Batch) -> Any:
-                if "clips" in batch:
-                    batch = dict(batch) | {"clips": self._preprocessing.to_float(batch["clips"])}
-                with sharding.on(self._mesh):
-                    return outputs(*fixed, batch, **self._network.bind(params))
+        def compute(batch: Mapping[str, Any]) -> Any:
+            shapes = tuple(sorted((name, array.shape, str(array.dtype)) for name, array in batch.items()))
+            program = self._program(outputs, fixed, shapes)
+            return jax.device_get(program(params, jax.tree.map(self._spread, dict(batch))))
 
-            self._known[outputs, *fixed] = jax.jit(compute)
-        known = self._known[outputs, *fixed]
-        return lambda batch: jax.device_get(known(params, jax.tree.map(self._spread, dict(batch))))
+        return compute
 
     def _chosen(self, outputs: Callable[..., Any]) -> Parameters:
         """The modules that `outputs` composes, with the deltas that are not merged into them."""
@@ -269,7 +309,27 @@ class Compiled:
         return parts | {name: tree for name, tree in self._params.items() if base_of(name) in parts}
 
     def __len__(self) -> int:
-        return len(self._known)
+        """How many programs are kept."""
+        return self._program.cache_info().currsize
+
+
+def in_buckets(compute: Compute) -> Compute:
+    """`compute` for any number of rows, by few programs: pieces of at most BUCKET rows, the last one filled
+    up to a power of two with its first row. Answers are those of the rows alone, but for rounding: programs
+    of other sizes add in another order."""
+
+    def computed(batch: Mapping[str, Any]) -> Any:
+        rows = len(next(iter(batch.values())))
+        parts = []
+        for start in range(0, rows, BUCKET):
+            count = min(BUCKET, rows - start)
+            places = np.full(1 << (count - 1).bit_length(), start)
+            places[:count] += np.arange(count)
+            found = compute({name: array[places] for name, array in batch.items()})
+            parts.append(jax.tree.map(operator.itemgetter(slice(count)), found))
+        return jax.tree.map(lambda *found: np.concatenate(found), *parts)
+
+    return computed
 
 
 # ------------------------------------------------------------------------------------------------------------

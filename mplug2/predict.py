@@ -1,13 +1,13 @@
 """Prediction: a composed network that captions, answers and classifies, `clips` uint8 `B T H W C` in, texts
 out.
 
-Each of the three is one compiled function of mplug2.inference, compiled once for each shape of its input:
-batches of one size are fast. It composes what it needs, so a network without `text` still captions.
+Each of the three is a function of mplug2.inference, compiled for few numbers of rows (`in_buckets`), whatever
+callers send. It composes what it needs, so a network without `text` still captions.
 """
 
 import copy
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,14 @@ from mplug2.hub.card_tokenizer import tokenizer_of
 from mplug2.hub.gate import NONE
 from mplug2.inference import (
     Compiled,
+    Compute,
     Writer,
     answers,
     captions,
     class_vectors,
+    in_buckets,
+    scaled_vision_vectors,
     text_vectors,
-    vision_likenesses,
 )
 from mplug2.network import Network, Parameters
 
@@ -125,7 +127,7 @@ class Predictor:
 
     def caption(self, clips: np.ndarray) -> list[str]:
         """A caption for each clip."""
-        return self._texts(self._compiled(captions, self._write)(_batch(clips)))
+        return self._texts(self._asked(captions, self._write)(_batch(clips)))
 
     def answer(self, clips: np.ndarray, question: str | Sequence[str]) -> list[str]:
         """An answer for each clip, to one question or to one each."""
@@ -137,7 +139,7 @@ class Predictor:
         if self.wording is not None:
             questions = [self.wording.question(one, "test") for one in questions]
         batch = _batch(clips) | {"question": self._ids(questions)}
-        return self._texts(self._compiled(answers, self._write)(batch))
+        return self._texts(self._asked(answers, self._write)(batch))
 
     def classify(
         self, clips: np.ndarray, classes: Sequence[str], templates: Sequence[str] = TEMPLATES
@@ -148,28 +150,49 @@ class Predictor:
                 f"classes need a name, and templates a {{}} for it; got {list(classes)}, {list(templates)}"
             )
         prompts = [fill(template, one) for one in classes for template in templates]
-        vectors = self._compiled(text_vectors)({"text": self._ids(prompts)})
+        vectors = self._asked(text_vectors)({"text": self._ids(prompts)})
         names = class_vectors(vectors, len(classes))
-        return self._compiled(vision_likenesses)(_batch(clips) | {"names": names})
+        logits = self._asked(scaled_vision_vectors)(_batch(clips)) @ names.T
+        likely = np.exp(logits - logits.max(-1, keepdims=True))
+        return likely / likely.sum(-1, keepdims=True)
 
     def unknown(self, text: str) -> list[str]:
         """Words of a text that the tokenizer does not give back as they are."""
-        words = re.findall(r"[^\W_]+", text.lower())
+        words = dict.fromkeys(re.findall(r"[^\W_]+", _text(text).lower()))
         return [
             word for word in words if self.tokenizer.decode(self.tokenizer.encode(word, self.length)) != word
         ]
 
+    def is_cut(self, text: str) -> bool:
+        """Whether the end of a text is not read: it has more than `length` tokens."""
+        pad = self.tokenizer.table()["pad"]
+        whole = self.tokenizer.encode(_text(text), self.length + 4 * len(text))  # at most one of every byte
+        return int((whole != pad).sum()) > self.length
+
+    def _asked(self, outputs: Callable[..., Any], *fixed: Any) -> Compute:
+        return in_buckets(self._compiled(outputs, *fixed))
+
     def _ids(self, texts: Sequence[str]) -> np.ndarray:
-        return np.stack([self.tokenizer.encode(text, self.length) for text in texts])
+        return np.stack([self.tokenizer.encode(_text(text), self.length) for text in texts])
 
     def _texts(self, ids: np.ndarray) -> list[str]:
         return [self.tokenizer.decode(row) for row in ids]
 
 
+def _text(text: str) -> str:
+    """Raises DataError for what no tokenizer can read: half of a surrogate pair, as Python reads bytes that
+    are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f'"{text}" is not text: {text[error.start]!r} is no letter') from None
+    return text
+
+
 def _batch(clips: np.ndarray) -> dict[str, np.ndarray]:
     if clips.dtype != np.uint8 or clips.ndim != 5 or clips.shape[-1] != 3 or not clips.size:
         raise DataError(f"expected clips uint8 B T H W 3, got {clips.dtype} {clips.shape}")
-    return {"clips": clips, "index": np.zeros(len(clips), np.int32)}
+    return {"clips": clips, "index": np.arange(len(clips), dtype=np.int32)}
 
 
 def fill(template: str, name: str) -> str:

@@ -34,12 +34,10 @@ def in_float64() -> Iterator[None]:
 
 
 def widened(tree: Any) -> Any:
-    """Arrays, or shapes and types, with every float in float64. Pixels too: they are normalised in the type
-    that they come in."""
+    """Arrays, or shapes and types, with every float in float64."""
 
     def wide(leaf: Any) -> Any:
-        narrow = jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.dtype == jnp.uint8
-        dtype = jnp.float64 if narrow else leaf.dtype
+        dtype = np.dtype(np.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
         if isinstance(leaf, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
         return np.asarray(leaf, dtype)

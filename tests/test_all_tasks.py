@@ -13,6 +13,7 @@ import optax
 import pytest
 import test_meshes
 from cluster import call
+from exact import FLOAT64, RTOL, assert_equal, in_float64, widened
 
 from mplug2.checkpoint import Checkpoints
 from mplug2.logbook import read_metrics
@@ -33,7 +34,10 @@ def all_tasks(**changes) -> Recipe:
 
 def train_all_tasks(folder: str, mesh: str) -> None:
     """Every step is kept, since the first must be, and all items of all processes are written 50 times."""
-    train(all_tasks(mesh=Mesh(**json.loads(mesh))), folder)
+    recipe = all_tasks(mesh=Mesh(**json.loads(mesh)))
+    params = widened(jax.jit(Network(recipe.parts).init, static_argnums=0)(recipe.seed))
+    with in_float64():
+        train(recipe, folder, composed=(Network(recipe.parts, FLOAT64), params))
 
 
 def learned(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray], float]:
@@ -41,8 +45,9 @@ def learned(folder: Path) -> tuple[np.ndarray, dict[str, np.ndarray], float]:
     them), with their norm before."""
     recipe, checkpoints = all_tasks(), Checkpoints(folder)
     checkpoints.continue_from(1)
-    moments = Trainer(recipe, Network(recipe.parts, recipe.execution)).abstract["moments"]
-    _, items = checkpoints.restore({"optimizer": moments}) or pytest.fail("no checkpoint")
+    moments = widened(Trainer(recipe, Network(recipe.parts)).abstract["moments"])
+    with in_float64():
+        _, items = checkpoints.restore({"optimizer": moments}) or pytest.fail("no checkpoint")
     moment = jax.device_get(flat(optax.tree.get(items["optimizer"], "mu")))
     lines = read_metrics(folder)
     return np.array([line["loss"] for line in lines]), moment, lines[0]["gradient_norm"]
@@ -81,6 +86,6 @@ def test_fifty_steps_of_all_tasks_in_several_processes_are_those_of_one(
     )
     apart = abs(found / expected - 1)
     print(count, mesh, "relative differences: first step", apart[0], "largest", apart.max())
-    assert len(apart) == 50 and apart[0] <= 1e-5 and apart.max() <= 1e-3
-    np.testing.assert_allclose(norm, expected_norm, rtol=1e-3)
-    test_meshes.assert_equal_gradients(gradients, expected_gradients)
+    assert len(apart) == 50 and apart[0] <= RTOL and apart.max() <= 1e4 * RTOL  # training widens a difference
+    np.testing.assert_allclose(norm, expected_norm, rtol=RTOL)
+    assert_equal(gradients, expected_gradients)

@@ -283,7 +283,7 @@ def test_import_is_light_and_loads_neither_torch_nor_tensorflow():
 
 def test_the_command_line_settles_what_jax_reads_as_it_starts():
     code = (
-        "import sys; from mplug2.tools import main; assert 'jax' not in sys.modules; main.keep_compiled()\n"
+        "import sys; from mplug2.tools import main; assert 'jax' not in sys.modules; main.programs.keep()\n"
         "import jax; print(jax.config.jax_compilation_cache_dir)"
     )
     folder = run(sys.executable, "-c", code, cwd=ROOT).strip()

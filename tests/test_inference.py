@@ -5,12 +5,14 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from exact import FLOAT64, assert_equal, in_float64, widened
 from toy import run, same, toy
 
+from mplug2 import inference
 from mplug2.data.pixels import Preprocessing
 from mplug2.errors import RecipeError
 from mplug2.generate import Beam
-from mplug2.inference import Compiled, Writer, captions, vision_vectors
+from mplug2.inference import Compiled, Writer, captions, in_buckets, vision_vectors
 from mplug2.modules import decoder, heads, temporal, universal, vision
 from mplug2.modules.forms import Bottleneck
 from mplug2.network import Network
@@ -30,10 +32,12 @@ NETWORK = Network(
 SPREAD = Mesh(fsdp=2, sequence=2, tensor=2)
 
 
-def compiled(mesh: Mesh) -> Compiled:
+def compiled(mesh: Mesh, network: Network = NETWORK) -> Compiled:
     random = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: 0.2 * random.standard_normal(leaf.shape, np.float32), NETWORK.shapes)
-    return Compiled(NETWORK, params, Preprocessing(), mesh.of_process())
+    if network.execution is FLOAT64:
+        params = widened(params)
+    return Compiled(network, params, Preprocessing(), mesh.of_process())
 
 
 def batch(size: int) -> dict[str, np.ndarray]:
@@ -45,11 +49,13 @@ def batch(size: int) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("size", [4, pytest.param(3, marks=pytest.mark.slow)], ids=["divides", "divides not"])
 def test_captions_and_vectors_on_a_mesh_are_those_of_one_device(size):
     write = Writer(Beam(length=4, rows=2), begin=1, end=2)
-    alone, spread = compiled(Mesh()), compiled(SPREAD)
-    np.testing.assert_array_equal(spread(captions, write)(batch(size)), alone(captions, write)(batch(size)))
-    np.testing.assert_allclose(
-        spread(vision_vectors)(batch(size)), alone(vision_vectors)(batch(size)), atol=1e-5
-    )
+    with in_float64():
+        exact = Network(NETWORK.configs, FLOAT64)
+        alone, spread = compiled(Mesh(), exact), compiled(SPREAD, exact)
+        texts = spread(captions, write)(batch(size)), alone(captions, write)(batch(size))
+        vectors = spread(vision_vectors)(batch(size)), alone(vision_vectors)(batch(size))
+    np.testing.assert_array_equal(*texts)
+    assert_equal(*vectors)
 
 
 @pytest.mark.devices(8)
@@ -88,6 +94,35 @@ def test_what_a_run_learned_lies_on_its_mesh_where_devices_are_enough(fsdp, devi
     _, _, params = restore(read_run(tmp_path), replace(recipe, mesh=Mesh(fsdp=fsdp)))
     assert len(params["vision"]["kernel"].sharding.device_set) == devices
     same(params, restore(read_run(tmp_path), recipe)[2])
+
+
+def test_few_sizes_of_batches_are_asked_for_whatever_callers_send():
+    asked = set()
+
+    def compute(batch):
+        asked.add(len(batch["x"]))
+        return {"twice": 2 * batch["x"], "index": batch["index"]}
+
+    for rows in range(1, 140):
+        x = np.arange(3 * rows).reshape(rows, 3)
+        found = in_buckets(compute)({"x": x, "index": np.arange(rows)})
+        np.testing.assert_array_equal(found["twice"], 2 * x)
+        np.testing.assert_array_equal(found["index"], np.arange(rows))
+    assert asked == {1, 2, 4, 8, 16, 32}
+
+
+def test_programs_that_were_not_used_for_long_are_let_go(monkeypatch):
+    monkeypatch.setattr(inference, "PROGRAMS", 2)
+    traced = []
+
+    def outputs(batch, *, contrastive):
+        traced.append(len(batch["x"]))
+        return batch["x"]
+
+    compute = compiled(Mesh())
+    for rows in (1, 2, 1, 3, 1, 2):  # 2 is let go for 3, 1 is used again and again
+        compute(outputs)({"x": np.zeros(rows, np.float32)})
+    assert traced == [1, 2, 3, 2] and len(compute) == 2
 
 
 def test_parameters_are_put_on_a_device_once():

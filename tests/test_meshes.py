@@ -66,7 +66,7 @@ def trained(recipe: Recipe, steps: int) -> tuple[np.ndarray, dict[str, np.ndarra
     state = trainer.begin(widened(jax.jit(network.init, static_argnums=0)(recipe.seed)))
     losses, moment, norm = [], {}, 0.0
     for batch in batches_of(steps):
-        state, told = trainer.step(state, {}, jax.tree.map(trainer.place_batch, widened(batch)))
+        state, told = trainer.step(state, {}, jax.tree.map(trainer.place_batch, batch))
         losses.append(float(told["metrics"]["loss"]))
         norm = norm or float(told["metrics"]["gradient_norm"])
         moment = moment or jax.device_get(flat(optax.tree.get(state["moments"], "mu")))
@@ -120,7 +120,7 @@ def compiled_gradient(mesh: Mesh) -> tuple[Trainer, Any]:
         "text": jax.ShapeDtypeStruct((PAIRS, 18), np.int32),
     }
     step = jax.jit(functools.partial(trainer.gradients, key=None), compiler_options=QUICK_TO_COMPILE)
-    params, batches = widened((trainer.abstract["params"], trainer.abstract_batches({"contrast": batch})))
+    params, batches = widened(trainer.abstract["params"]), trainer.abstract_batches({"contrast": batch})
     with in_float64():
         return trainer, step.lower(params, {}, batches).compile()
 
@@ -137,7 +137,7 @@ def gradient(mesh: Mesh) -> tuple[str, float, dict[str, np.ndarray]]:
     }
     with in_float64():
         placed = jax.device_put(params, trainer.shardings and trainer.shardings["params"])
-        batches = {"contrast": jax.tree.map(trainer.place_batch, widened(batch))}
+        batches = {"contrast": jax.tree.map(trainer.place_batch, batch)}
         (loss, _), gradients = compiled(placed, {}, batches)
         return compiled.as_text(), float(loss), jax.device_get(flat(gradients))
 

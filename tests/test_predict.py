@@ -3,6 +3,7 @@ is refused."""
 
 import dataclasses
 import json
+from pathlib import Path
 
 import av
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mplug2 import hub
+from mplug2 import hub, inference
 from mplug2.data.pixels import Preprocessing
 from mplug2.data.tokens import SentencePiece
 from mplug2.errors import CardError, DataError, Mplug2Error, RecipeError
@@ -89,6 +90,42 @@ def test_what_a_clip_says_does_not_depend_on_its_batch(predictor):
     assert predictor.caption(clips) == predictor.caption(clips[::-1])[::-1]
     assert predictor.caption(clips[[1, 1]]) == predictor.caption(clips)[1:] * 2
     assert len(predictor._compiled) == 1
+
+
+def test_any_number_of_clips_and_classes_is_asked_of_few_programs(predictor, monkeypatch):
+    monkeypatch.setattr(inference, "BUCKET", 2)
+    clips, names = clips_of(3), ["two", "seven", "red eight", "the nine"]
+    ways = ["a {}", "the {}"]
+    assert predictor.caption(clips) == [*predictor.caption(clips[:2]), *predictor.caption(clips[2:])]
+    before = len(predictor._compiled)
+    whole = predictor.classify(clips[:2], names, ways)
+    for count in range(1, 5):
+        shares = predictor.classify(clips[:2], names[:count], ways)
+        assert shares.dtype == np.float32
+        expected = whole[:, :count] / whole[:, :count].sum(-1, keepdims=True)
+        np.testing.assert_allclose(shares, expected, rtol=1e-4)
+    assert len(predictor._compiled) <= before + 2  # one of prompts, one of clips
+
+
+@pytest.mark.slow
+def test_five_hundred_requests_of_random_sizes_keep_memory_and_mappings_flat(folder):
+    """Answers are compared with those asked singly, where the likeliest words are no tie."""
+    predictor, draw = Predictor.of(folder), np.random.default_rng(3)
+    clips = clips_of(70)
+    singly = [predictor.caption(clip[None])[0] for clip in clips]
+    held = []
+    for request in range(500):
+        rows = draw.integers(0, 70, draw.integers(1, 71))
+        assert predictor.caption(clips[rows]) == [singly[row] for row in rows]
+        names = [f"word{word}" for word in draw.integers(0, 10**6, draw.integers(1, 60))]
+        assert predictor.classify(clips[rows[:3]], names).shape[1] == len(names)
+        if request in (99, 499):
+            mappings = Path("/proc/self/maps").read_text().count("\n")
+            held.append((mappings, int(Path("/proc/self/statm").read_text().split()[1]) * 4096))
+    (maps, memory), (maps_after, memory_after) = held
+    print(f"mappings {maps}, then {maps_after}; bytes {memory}, then {memory_after}")
+    assert maps_after <= maps + 100 and memory_after <= memory + (64 << 20)
+    assert len(predictor._compiled) < 20
 
 
 def test_cards_hold_the_parameters_that_were_published(predictor, params):

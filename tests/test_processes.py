@@ -18,7 +18,7 @@ import pytest
 import test_evaluate
 import test_meshes
 from cluster import finish, start
-from exact import FLOAT64, IN_FLOAT32, RTOL, in_float64
+from exact import IN_FLOAT32, RTOL, in_float64
 from jax.sharding import NamedSharding, PartitionSpec
 from toy import losses, run, toy
 
@@ -63,8 +63,8 @@ def job(place: str) -> None:
             run(recipe(mesh), folder / name)
         with pytest.raises(DataError):  # a stream that ends stands for a crash
             run(recipe(FSDP), folder / "stopped", end=7)
-        train(of_cards(folder, FSDP), folder / "of cards")
-        train(of_cards(folder, FSDP), folder / "of cards")  # finds that what is frozen is what it was
+    train(of_cards(folder, FSDP), folder / "of cards")
+    train(of_cards(folder, FSDP), folder / "of cards")  # finds that what is frozen is what it was
     said["opened"] = all(
         leaf.is_fully_addressable for leaf in jax.tree.leaves(opened("text_classify.small", [])[2])
     )
@@ -96,7 +96,6 @@ def of_cards(folder: Path, mesh: Mesh = ONE) -> Recipe:
         steps=2,
         log_every=1,
         checkpoint_every=2,
-        execution=FLOAT64,
         compiler=test_meshes.QUICK_TO_COMPILE,
         mesh=mesh,
     )
@@ -227,8 +226,7 @@ def test_two_processes_learn_what_one_does_on_any_mesh(mesh, together, alone):
 
 def test_two_processes_place_cards_as_one_does_and_frozen_ones_have_the_same_hash(together):
     folder, found, _ = together
-    with in_float64():
-        train(of_cards(folder), folder / "of cards alone")
+    train(of_cards(folder), folder / "of cards alone")
     frozen, first = [], []
     for name in ("of cards", "of cards alone"):
         checkpoints = Checkpoints(folder / name)
@@ -236,8 +234,11 @@ def test_two_processes_place_cards_as_one_does_and_frozen_ones_have_the_same_has
         frozen.append(items["metadata"]["frozen"])
         first.append([line["loss"] for line in read_metrics(folder / name)])
     assert frozen[0] == frozen[1] and list(frozen[0]) == ["universal"]
-    # Parameters are float32: a step rounds the gradients, which are float64, and leaves them as near.
-    np.testing.assert_allclose(first[0], first[1], rtol=IN_FLOAT32)
+    # In float32. Adam divides a gradient by its own size: one that is but rounding moves its parameter by the
+    # whole rate, where the loss is flat, so that it changes with the rate's square.
+    flat = 100 * text_classify.tiny().optimizer.learning_rate ** 2
+    for step, bound in enumerate((IN_FLOAT32, IN_FLOAT32 + flat)):
+        np.testing.assert_allclose(first[0][step], first[1][step], rtol=bound)
     assert [one["opened"] for one in found] == [True, True]
 
 

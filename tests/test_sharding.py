@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from exact import IN_FLOAT32
 
 from mplug2 import sharding
 from mplug2.errors import RecipeError
@@ -110,7 +111,7 @@ def test_captions_on_a_mesh_are_those_of_one_device_and_caches_lie_by_heads(mesh
         compiled: Any = jax.jit(captions).lower(placed, memory).compile()
         found = compiled(placed, memory)
     np.testing.assert_array_equal(found.ids, expected.ids)
-    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=IN_FLOAT32)
     shares = sharding.batch_shares(built)
     assert f"f32[{8 // shares},{4 // mesh.tensor},3,8]" in compiled.as_text()
     assert "f32[8,4,3,8]" not in compiled.as_text()

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from exact import RTOL, in_float64
 from toy import Numbers, losses, run, same, toy, trainer
 
 from mplug2 import files
@@ -205,12 +206,13 @@ def test_a_run_does_not_continue_on_another_frozen_module(tmp_path):
 
 @pytest.mark.devices(8)
 def test_on_a_mesh_the_losses_are_those_of_one_device_and_state_lies_as_the_table_says(tmp_path):
-    run(toy(), tmp_path / "one")
-    with pytest.raises(DataError):
-        run(toy(mesh=Mesh(data=2, fsdp=2)), tmp_path / "mesh", end=11)
-    sharded = run(toy(mesh=Mesh(data=2, fsdp=2)), tmp_path / "mesh")
+    with in_float64():
+        run(toy(), tmp_path / "one")
+        with pytest.raises(DataError):
+            run(toy(mesh=Mesh(data=2, fsdp=2)), tmp_path / "mesh", end=11)
+        sharded = run(toy(mesh=Mesh(data=2, fsdp=2)), tmp_path / "mesh")
     one, mesh = ([line["loss"] for line in read_metrics(tmp_path / name)] for name in ("one", "mesh"))
-    np.testing.assert_allclose(mesh, one, rtol=1e-4)
+    np.testing.assert_allclose(mesh, one, rtol=RTOL)
     assert sharded.params["vision"]["kernel"].sharding.spec[0] == "fsdp"
     made, state = trainer(toy(mesh=Mesh(data=2, fsdp=2)))
     moments = flat(optax.tree.get(state["moments"], "mu"))

@@ -74,9 +74,8 @@ class Numbers:
         for place, (name, objective) in enumerate(self.recipe.feeds.items()):
             index = np.arange(objective.batch, dtype=np.int32) + 100 * self.step
             random = np.random.default_rng([place, self.step])
-            clips = random.integers(0, 255, (objective.batch, 1, 2, 2, 3), np.uint8)
             batches[name] = {
-                "clips": clips.astype(np.float64) if jax.config.read("jax_enable_x64") else clips,
+                "clips": random.integers(0, 255, (objective.batch, 1, 2, 2, 3), np.uint8),
                 "label": random.integers(0, 4, objective.batch, np.int32),
                 "scale": np.where(np.isin(index, self.spoiled), np.inf, 1).astype(np.float32),
                 "index": index,

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mplug2.arguments import Parser, at_least
+
 if TYPE_CHECKING:
     from mplug2.benchmark import StepReport
     from mplug2.benchmark_generate import GenerateReport
@@ -34,9 +36,7 @@ WORDS = 20
 def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")  # compiling is measured too
-    parser = argparse.ArgumentParser(
-        prog="mplug2 bench", description="Measure this machine at the zoo's work."
-    )
+    parser = Parser(prog="mplug2 bench", description="Measure this machine at the zoo's work.")
     subjects = parser.add_subparsers(metavar="SUBJECT", required=True)
     step = subjects.add_parser(
         "step", help="a train step: time, memory, share of the matmul peak", description=__doc__
@@ -65,8 +65,8 @@ def main(argv: list[str] | None = None) -> int:
         "random weights (4 frames, 224 px): the work that the official code was timed on.",
     )
     generate.add_argument("--batch", type=int, nargs="+", default=[1, 4, 8], help="default: 1 4 8")
-    generate.add_argument("--beams", type=int, default=5, help="default: 5")
-    generate.add_argument("--tokens", type=int, default=WORDS, help=f"default: {WORDS}")
+    generate.add_argument("--beams", type=at_least(1), default=5, help="default: 5")
+    generate.add_argument("--tokens", type=at_least(1), default=WORDS, help=f"default: {WORDS}")
     generate.add_argument("--size", choices=("tiny", "small", "base", "large"), default="base")
     generate.add_argument("--steps", type=int, default=5, metavar="N", help="timed captions (default: 5)")
     generate.set_defaults(measure=measure_generate)
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
 # The process: both must be settled before JAX starts
 
 
-def keep_to_threads(parser: argparse.ArgumentParser, count: int) -> None:
+def keep_to_threads(parser: Parser, count: int) -> None:
     """XLA starts as many threads as there are CPUs that its process may use."""
     if not hasattr(os, "sched_setaffinity"):
         parser.error("--threads needs Linux")

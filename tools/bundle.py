@@ -1,10 +1,10 @@
 """`mplug2 bundle RECIPE_OR_RUN --out F`: modules, tokenizer, preprocessing and lock in one folder or tar,
 which `mplug2 predict` and `mplug2 eval` use on a machine without a network."""
 
-import argparse
 from pathlib import Path
 
 from mplug2 import files, hub, overrides, recipes
+from mplug2.arguments import Parser
 from mplug2.errors import CardError, RecipeError
 from mplug2.hub import bundle, lock
 from mplug2.opening import Kind, Word, opened
@@ -15,7 +15,7 @@ from mplug2.trained import restore
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mplug2 bundle",
         description="Write the network of a run, or of a recipe with the cards it names and the shelf's, as "
         "one folder (or one tar, if F ends with .tar) that predicts and evaluates on any machine, without a "

@@ -4,11 +4,12 @@ used."""
 import argparse
 import time
 
+from mplug2.arguments import Parser
 from mplug2.hub.cache import UNUSED_DAYS, Cache, Entry
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mplug2 cache",
         description="The cache of downloaded files. MPLUG2_CACHE names its folder.",
     )

@@ -1,11 +1,11 @@
 """`mplug2 compose --vision CARD --universal CARD ... --out DIR`: one network of modules of different
 origin."""
 
-import argparse
 import dataclasses
 from pathlib import Path
 
 from mplug2 import files, hub
+from mplug2.arguments import Parser, at_least
 from mplug2.errors import CardError
 from mplug2.hub import publishing
 from mplug2.hub.card import STREAMS, Card, draft
@@ -18,7 +18,7 @@ NEW = "new"
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mplug2 compose",
         description="Join modules of different origin into a directory of cards, which predict, eval and "
         "train take. Whether they fit is seen before anything is downloaded or compiled; a connector stands "
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
             )
         else:
             parser.add_argument(f"--{module}", metavar="CARD", help=said)
-    parser.add_argument("--seed", type=int, default=0, help="what a fresh connector begins from (default: 0)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of a fresh connector (default: 0)")
     parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="where files and cards go")
     asked = parser.parse_args(argv)
     places = {module: place for module in STREAMS if (place := getattr(asked, module)) is not None}

@@ -1,14 +1,15 @@
 """`mplug2 convert FILE --from KIND --out DIR`: a checkpoint becomes modules with cards; `--to mplug2`: the
 way back."""
 
-import argparse
 from pathlib import Path
+
+from mplug2.arguments import Parser, at_least
 
 KINDS = ("mplug2", "mplug", "clip", "vit", "bert")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mplug2 convert",
         description="Turn a checkpoint (.pth, .pt, .tar, .safetensors) into modules, or modules back.",
         epilog="DIR/conversion/report.json accounts for every key; one missing or unexplained is an error.",
@@ -57,7 +58,9 @@ def main(argv: list[str] | None = None) -> int:
         "--allow-non-finite", action="store_true", help="take NaN and infinite weights as they are"
     )
     parser.add_argument(
-        "--fusion-stack", type=int, help="with --to: layers of the official fusion encoder, idle ones too"
+        "--fusion-stack",
+        type=at_least(1),
+        help="with --to: layers of the official fusion encoder, idle ones too",
     )
     asked = parser.parse_args(argv)
 

@@ -1,10 +1,10 @@
 """`mplug2 download CARD|RECIPE|RELEASE ...`: fetch the files that cards name, verified, into the cache; what
 others released becomes cards."""
 
-import argparse
 from pathlib import Path
 
 from mplug2 import hub, recipes
+from mplug2.arguments import Parser
 from mplug2.errors import CardError
 from mplug2.hub import release, weights
 from mplug2.hub.cache import Cache
@@ -14,7 +14,7 @@ from mplug2.opening import CARDS, Kind, opened
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mplug2 download",
         description="Fetch the files that cards name, verified, into the cache. What is there already is not "
         "fetched again; what broke off is continued. A released checkpoint is converted into a folder of "

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from mplug2 import hub, opening, overrides, processes, recipes, sharding
+from mplug2.arguments import Parser
 from mplug2.console import Console
 from mplug2.data.pixels import Preprocessing
 from mplug2.data.tokens import Tokenizer
@@ -168,8 +169,8 @@ def _fitting(source: str, stated: Preprocessing, recipe: Recipe) -> Preprocessin
     return stated
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="mplug2 eval",
         description="Score a run, a recipe on the shipped modules, or cards, with 95% intervals, and blind "
         "baselines beside every score. Never choose anything by the test split (a checkpoint, a length, a "

@@ -1,11 +1,11 @@
 """`mplug2 lock RECIPE [field=value ...]`: write what a recipe is composed of, file by file, or check a
 lock."""
 
-import argparse
 import sys
 from pathlib import Path
 
 from mplug2 import hub, overrides, recipes
+from mplug2.arguments import Parser
 from mplug2.errors import RecipeError
 from mplug2.hub import lock
 from mplug2.hub.lock import Lock
@@ -15,7 +15,7 @@ from mplug2.run import Run, read_run
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mplug2 lock",
         description="Write every module's source, config and sha256, the tokenizer and the preprocessing of "
         "a recipe; the same lock composes the same network, bit for bit. Of a lock file: check that all it "

@@ -6,17 +6,12 @@ it.
 """
 
 import errno
-import hashlib
 import importlib
-import os
-import platform
 import sys
-from pathlib import Path
 
 import mplug2
-from mplug2 import screen
+from mplug2 import environment, programs, screen
 from mplug2.errors import Mplug2Error, nearest
-from mplug2.files import cache_folder
 
 # command -> (file in tools/, what it does)
 COMMANDS = {
@@ -96,6 +91,10 @@ def _run(words: list[str]) -> int:
     except KeyboardInterrupt:
         print("mplug2: interrupted", file=sys.stderr)
         return 130
+    except (ValueError, RuntimeError, AssertionError) as error:
+        if reason := environment.said_by_jax(error):
+            return _refuse(reason)
+        raise
     except OSError as error:  # a full disk, a folder that may not be written
         return _refuse(f"{error.filename or 'a file'}: {error.strerror or error}")
     except Exception as error:
@@ -118,28 +117,12 @@ def _dispatch(words: list[str]) -> int:
         return _refuse(
             f'there is no command "{command}"{nearest(command, COMMANDS)}; "mplug2 --help" lists them'
         )
-    keep_compiled()
+    environment.check(command)
+    programs.keep()
     tool = importlib.import_module(f"mplug2.tools.{COMMANDS[command][0]}")
+    if "jax" in sys.modules:
+        programs.mend()
     return tool.main(rest) or 0
-
-
-def keep_compiled() -> None:
-    """What XLA compiles is kept in the cache's folder (MPLUG2_CACHE) for the next start, unless JAX's own
-    variables say another place or size, or JAX_ENABLE_COMPILATION_CACHE=false that it is not. JAX reads them
-    as it starts."""
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder() / "compiled" / processor()))
-    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(4 << 30))
-
-
-def processor() -> str:
-    """A name for this kind of CPU: code for one may be none for another that shares the folder."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    told = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
-    said = "\n".join([platform.machine(), platform.processor(), *sorted(told)])
-    return hashlib.sha256(said.encode()).hexdigest()[:12]
 
 
 def _refuse(reason: str) -> int:

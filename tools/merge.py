@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mplug2 import files, hub, overrides, recipes
+from mplug2.arguments import Parser
 from mplug2.errors import CardError
 from mplug2.hub import merge
 from mplug2.hub.card import Card
@@ -85,8 +86,8 @@ def unstated(chosen: Method, written: Mapping[str, Card], places: list[str]) -> 
             print(f"note: {silent} of {len(stating)} parents do not state what they were trained from")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="mplug2 merge",
         description="Merge cards of the same module and config, or directories of cards module by module, "
         "one tensor at a time. The merged cards name their parents.",

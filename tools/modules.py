@@ -1,17 +1,16 @@
 """`mplug2 modules`: lists the modules, what each does, and its parameters at each size."""
 
-import argparse
-
 from rich.table import Table
 
 from mplug2 import anatomy, modules
+from mplug2.arguments import Parser
 from mplug2.console import console
 from mplug2.network import Network
 from mplug2.tools.show import count
 
 
 def main(argv: list[str]) -> int:
-    argparse.ArgumentParser(
+    Parser(
         prog="mplug2 modules",
         description="List the modules, what each does, and its parameters at each size.",
         epilog="`mplug2 show NAME` explains one.",

@@ -1,15 +1,15 @@
 """`mplug2 parity DIR`: compare the modules with recorded tensors of the official code, stage by stage."""
 
-import argparse
 from pathlib import Path
 
 from rich.table import Table
 
+from mplug2.arguments import Parser
 from mplug2.console import console
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mplug2 parity",
         description="Compare the modules with tensors that the official code recorded, stage by stage.",
         epilog="Gradients are relative to the largest of a tensor, AdamW to the rate; of ids, wrong texts "

@@ -1,7 +1,6 @@
 """`mplug2 plan RECIPE --topology v5p:8x8x4 --mesh fsdp=64,tensor=4`: compiles a train step for devices that
 are not here and reports memory, FLOPs, communication and the time of a step."""
 
-import argparse
 import dataclasses
 import json
 import math
@@ -16,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mplug2 import files, plan, recipes
+from mplug2.arguments import Parser, at_least
 from mplug2.console import Console, bold, console
 from mplug2.errors import RecipeError
 from mplug2.network import Network
@@ -28,7 +28,7 @@ from mplug2.tools.show import count
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mplug2 plan",
         description="Compile a recipe's train step for devices that are not here: memory, FLOPs, "
         "communication, time of a step. Exit status 1: it does not fit.",
@@ -55,7 +55,11 @@ def main(argv: list[str]) -> int:
         "--search", action="store_true", help="compare meshes and remat policies, recommend one"
     )
     parser.add_argument(
-        "--compile", type=int, default=3, metavar="N", help="of a search, compile until N fit (default 3)"
+        "--compile",
+        type=at_least(1),
+        default=3,
+        metavar="N",
+        help="of a search, compile until N fit (default 3)",
     )
     parser.add_argument(
         "--weak-scaling",

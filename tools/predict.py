@@ -1,10 +1,12 @@
 """`mplug2 predict`: say what is in an image or a video, answer a question about it, or weigh classes against
 each other."""
 
-import argparse
 import json
-import sys
+import os
 
+import numpy as np
+
+from mplug2.arguments import Parser
 from mplug2.card_wording import wording_of
 from mplug2.errors import DataError
 from mplug2.hub import bundle
@@ -12,31 +14,51 @@ from mplug2.opening import BUNDLES, CARDS, Kind, opened
 from mplug2.predict import Predictor
 from mplug2.recipes import runs
 from mplug2.run import read_run
+from mplug2.screen import note, printable
 from mplug2.trained import restore
 
 
 def main(argv: list[str]) -> None:
     arguments = _parser().parse_args(argv)
-    classes = [name.strip() for name in arguments.classes.split(",")] if arguments.classes is not None else []
-    if "" in classes:
-        raise DataError(
-            f'--classes "{arguments.classes}": expected names separated by commas, such as "two,three"'
-        )
+    question, classes = arguments.question, _classes(arguments.classes)
+    paths = arguments.image or arguments.video
+    for path in paths:  # before a network is opened
+        if not os.path.exists(path):
+            raise DataError(f"there is no file {path}")
     predictor = open_predictor(arguments.source, trusted=arguments.trust)
-    path = arguments.image or arguments.video
-    clips = predictor.image(path) if arguments.image else predictor.video(path)
-    for text in [arguments.question or "", *classes]:
+    read = predictor.image if arguments.image else predictor.video
+    clips = np.concatenate([read(path) for path in paths])  # all, before anything is said
+    for text in [question or "", *classes]:
         if words := predictor.unknown(text):
-            print(f"mplug2: warning: the tokenizer does not know {', '.join(words)}", file=sys.stderr)
+            note(f"warning: the tokenizer does not know {', '.join(words)}")
+        if predictor.is_cut(text):
+            note(f'warning: only {predictor.length} tokens are read of "{text[:40]}..."')
     if classes:
-        said = dict(zip(classes, map(float, predictor.classify(clips, classes)[0]), strict=True))
-        said = dict(sorted(said.items(), key=lambda item: -item[1]))
-        found = {"classes": said}
-    elif arguments.question is not None:
-        found = {"question": arguments.question, "answer": predictor.answer(clips, arguments.question)[0]}
+        found = [{"classes": _likeliest(classes, shares)} for shares in predictor.classify(clips, classes)]
+    elif question is not None:
+        found = [{"question": question, "answer": said} for said in predictor.answer(clips, question)]
     else:
-        found = {"caption": predictor.caption(clips)[0]}
-    print(json.dumps({"file": path, **found}) if arguments.json else _readable(found))
+        found = [{"caption": said} for said in predictor.caption(clips)]
+    for path, one in zip(paths, found, strict=True):
+        if arguments.json:
+            print(json.dumps({"file": path, **one}))
+        else:
+            print(*([f"{printable(path)}:"] if len(paths) > 1 else []), *_readable(one), sep="\n")
+
+
+def _classes(said: str | None) -> list[str]:
+    """Raises DataError for a class without a name, or named twice."""
+    classes = [name.strip() for name in said.split(",")] if said is not None else []
+    if "" in classes:
+        raise DataError(f'--classes "{said}": expected names separated by commas, such as "two,three"')
+    if twice := [name for name in classes if classes.count(name) > 1]:
+        raise DataError(f'--classes "{said}": "{twice[0]}" is named twice')
+    return classes
+
+
+def _likeliest(classes: list[str], shares: np.ndarray) -> dict[str, float]:
+    said = zip(classes, map(float, shares), strict=True)
+    return dict(sorted(said, key=lambda item: -item[1]))
 
 
 def open_predictor(source: list[str], *, trusted: bool = False) -> Predictor:
@@ -69,31 +91,38 @@ def open_predictor(source: list[str], *, trusted: bool = False) -> Predictor:
     return Predictor.of(*source)
 
 
-def _readable(found: dict) -> str:
-    if "classes" in found:
-        width = max(map(len, found["classes"]))
-        return "\n".join(
-            f"{name:<{width}}  {share:6.1%}  {'#' * round(40 * share)}"
-            for name, share in found["classes"].items()
-        )
-    return found.get("answer", found.get("caption", "")) or "(nothing)"
+def _readable(found: dict) -> list[str]:
+    """Lines, one for each class."""
+    if "classes" not in found:
+        return [printable(found.get("answer", found.get("caption", ""))) or "(nothing)"]
+    shares = {printable(name): share for name, share in found["classes"].items()}
+    width = max(map(len, shares))
+    return [f"{name:<{width}}  {share:6.1%}  {'#' * round(40 * share)}" for name, share in shares.items()]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mplug2 predict", description=__doc__.partition(": ")[2] if __doc__ else ""
-    )
+def _parser() -> Parser:
+    parser = Parser(prog="mplug2 predict", description=__doc__.partition(": ")[2] if __doc__ else "")
     parser.add_argument(
         "source",
         nargs="*",
         help="a run directory, a bundle, or cards: shelf names, files, directories (default: the shelf)",
     )
     seen = parser.add_mutually_exclusive_group(required=True)
-    seen.add_argument("--image", metavar="FILE", help="a picture: PNG, JPEG, WebP, GIF, TIFF and others")
-    seen.add_argument("--video", metavar="FILE", help="a video: mp4, mkv, webm, avi, gif and others")
+    seen.add_argument(
+        "--image",
+        metavar="FILE",
+        action="append",
+        help="a picture: PNG, JPEG, WebP, GIF, TIFF and others; may be repeated",
+    )
+    seen.add_argument(
+        "--video",
+        metavar="FILE",
+        action="append",
+        help="a video: mp4, mkv, webm, avi, gif and others; may be repeated",
+    )
     asked = parser.add_mutually_exclusive_group()
     asked.add_argument("--question", metavar="TEXT", help="answer this (default: caption)")
     asked.add_argument("--classes", metavar="A,B,C", help="weigh these classes, without training on them")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line and file")
     runs.add_option(parser)
     return parser

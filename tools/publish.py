@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mplug2 import adapt, files, hub, places
+from mplug2.arguments import Parser
 from mplug2.card_wording import questions_of, wording_of
 from mplug2.data.digest import digest
 from mplug2.errors import CardError, DataError, nearest
@@ -174,10 +175,8 @@ def trained_from(run: Run, module: str, form: Form | None = None) -> Parents | N
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mplug2 publish", description=__doc__.partition(": ")[2] if __doc__ else ""
-    )
+def _parser() -> Parser:
+    parser = Parser(prog="mplug2 publish", description=__doc__.partition(": ")[2] if __doc__ else "")
     parser.add_argument("run", help="a run directory")
     parser.add_argument("--to", metavar="DIR|hf://OWNER/NAME", required=True, help="where files and cards go")
     parser.add_argument(

@@ -5,7 +5,6 @@ recipe from scratch for a few minutes and scores that too; writes both, with pic
 one page.
 """
 
-import argparse
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 
 from mplug2 import hub, overrides, recipes
+from mplug2.arguments import Parser, at_least
 from mplug2.console import Console, bold
 from mplug2.data.handwriting import Handwriting
 from mplug2.evaluate import evaluate
@@ -125,8 +125,8 @@ def _exhibits(predictors: Mapping[str, Predictor], *, frames: int, count: int = 
     return (wrong[: count // 2] + [one for one in exhibits if one.right])[:count]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="mplug2 quickstart",
         description="Score the shipped modules on unseen handwriting, train the pretraining recipe from "
         "scratch for a few minutes, score that too, and write a page that shows both. "
@@ -137,6 +137,6 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("quickstart"), help="where everything goes (default: quickstart)"
     )
     parser.add_argument(
-        "--limit", type=int, default=300, help="test examples of each evaluation (default: 300)"
+        "--limit", type=at_least(1), default=300, help="test examples of each evaluation (default: 300)"
     )
     return parser

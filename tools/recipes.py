@@ -1,16 +1,15 @@
 """`mplug2 recipes`: lists the recipes, what each teaches, and its sizes."""
 
-import argparse
-
 from rich.table import Table
 from rich.text import Text
 
 from mplug2 import recipes
+from mplug2.arguments import Parser
 from mplug2.console import bold, console
 
 
 def main(argv: list[str]) -> int:
-    argparse.ArgumentParser(
+    Parser(
         prog="mplug2 recipes",
         description="List the recipes, what each teaches, and its sizes.",
         epilog="`mplug2 show NAME.SIZE` explains one; `mplug2 train NAME.SIZE` trains it.",

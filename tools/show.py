@@ -1,7 +1,6 @@
 """`mplug2 show NAME`: explains a recipe (routes, parameters, FLOPs, modes), a run's, a module (sizes) or a
 card."""
 
-import argparse
 import dataclasses
 import math
 import sys
@@ -10,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from mplug2 import anatomy, composition, hub, modules, recipes
+from mplug2.arguments import Parser
 from mplug2.checkpoint import Checkpoints
 from mplug2.console import Console, bold, console
 from mplug2.data.stream import check_data
@@ -33,7 +33,7 @@ def count(number: float) -> str:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="mplug2 show",
         description="Explain a recipe (NAME, NAME.SIZE or FILE.py:FUNCTION), a run, a module or a card.",
         epilog="example: mplug2 show video_qa.base modules.universal.depth=3",

@@ -1,10 +1,10 @@
 """`mplug2 train RECIPE [field=value ...]`: train a recipe, or continue its run; `mplug2 train RUN` continues
 a run by what it holds."""
 
-import argparse
 from pathlib import Path
 
 from mplug2 import composition, overrides, processes, recipes
+from mplug2.arguments import Parser
 from mplug2.data.stream import check_data
 from mplug2.errors import RecipeError
 from mplug2.recipe import Recipe
@@ -45,8 +45,8 @@ def _opened(word: str, changes: list[str], trusted: bool) -> tuple[Recipe, str, 
     return recipe, run.recipe, [*run.overrides, *changes], runs.sources_of(run, verify=not trusted)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="mplug2 train",
         description="Train a recipe. The same command again continues where the run stopped, exactly; so "
         "does the run's directory alone, from any folder, whatever became of the recipe's file.",

@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from mplug2.data.colours import to_rgb
 from mplug2.data.pictures import read_image as read_image  # pictures are read where pixels are
-from mplug2.roles import sum_dtype
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -38,7 +38,7 @@ class Preprocessing:
         `jax.jit`."""
         scale = 1 / (255 * np.asarray(self.std, np.float32))
         shift = np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
-        return clips.astype(sum_dtype(clips)) * scale - shift
+        return jnp.asarray(clips, float) * scale - shift  # float64 where JAX is told to compute in it
 
     def from_pil(self, image: Image.Image) -> np.ndarray:
         """A picture of any size and mode -> a clip uint8 1 H W C, RGB as `colours.to_rgb` has it."""

@@ -63,6 +63,10 @@ def shipped_or_read(name: str, what: str, advice: str) -> bytes:
         ) from None
 
 
+WORDS_KEPT = 1 << 16
+"""What strangers ask has no end of words."""
+
+
 @dataclass(frozen=True)
 class SentencePiece:
     """A SentencePiece model: the name of a shipped one, or a path. Raises DataError if it cannot be read or
@@ -112,6 +116,8 @@ class SentencePiece:
         for word in text.split():
             # Pieces never cross a blank, so words are encoded one by one, and each only once.
             if (piece := known.get(word)) is None:
+                if len(known) >= WORDS_KEPT:
+                    known.clear()
                 piece = known[word] = self._pieces.EncodeAsIds(word)
             if len(ids) + len(piece) >= length:
                 break

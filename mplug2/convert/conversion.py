@@ -6,10 +6,7 @@ that the way back is exact).
 """
 
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mplug2 import files
 from mplug2.card_wording import questions_of
 from mplug2.convert import writing
 from mplug2.convert.families import FAMILIES, Model, canonical, likely, unwrapped
@@ -145,7 +143,7 @@ def convert(
         }
         _write_rest(fresh, report, tensors, names, options)
         for name, text in notes.items():
-            (fresh / "conversion" / name).write_text(text)
+            files.write_text(fresh / "conversion" / name, text)
     return report
 
 
@@ -228,21 +226,10 @@ def _check(
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill, which takes its name when the block ends well and is gone when not."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not files.is_free(folder):
         raise CheckpointError(f"{folder}: is there already, and not an empty folder")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written ({error.strerror})") from None
-    try:
+    with files.refusing(CheckpointError, folder), files.new_folder(folder) as fresh:
         yield fresh
-        fresh.chmod(0o755)  # a temporary folder is its owner's alone, a converted one is not
-        os.replace(fresh, folder)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written ({error.strerror})") from None
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _write_module(
@@ -347,7 +334,7 @@ def _write_rest(
     if options.keep_unused and unused:
         arrays = {key: stored(tensor) for key, tensor in unused.items()}
         writing.stream(folder / "conversion" / "unused.safetensors", arrays, {})
-    (folder / "conversion" / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    files.write_text(folder / "conversion" / "report.json", json.dumps(report, indent=1) + "\n")
 
 
 def told(report: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 from rich.progress import Progress
 
-from mplug2 import processes
+from mplug2 import files, processes
 from mplug2.console import Console
 from mplug2.data.tokens import Tokenizer
 from mplug2.errors import RecipeError, nearest
@@ -103,7 +103,7 @@ def evaluate(
             if predictions is not None and processes.first():
                 predictions.mkdir(parents=True, exist_ok=True)
                 lines = [json.dumps(said) + "\n" for said in measured.predictions]
-                (predictions / f"{name}.jsonl").write_text("".join(lines))
+                files.write_text(predictions / f"{name}.jsonl", "".join(lines))
     facts = {
         "split": split,
         "limit": limit,

@@ -80,12 +80,16 @@ class Predictor:
         """Of cards, shelf names, families or directories (default: the shelf), with the tokenizer,
         preprocessing and wording that the cards state. Raises CardError where they do not fit together, or
         state no tokenizer or preprocessing."""
-        chosen = hub.cards(*cards)
-        network, params = hub.compose(*chosen.values())
+
+        def composed() -> tuple[Mapping[str, Card], tuple[Network, Parameters], Tokenizer]:
+            chosen = hub.cards(*cards)
+            return chosen, hub.compose(*chosen.values()), tokenizer_of(chosen.values())
+
+        chosen, (network, params), tokenizer = hub.again(composed)
         made = cls(
             network,
             params,
-            tokenizer_of(chosen.values()),
+            tokenizer,
             preprocessing_of(chosen.values()),
             wording=wording_of_cards(chosen.values()),
         )

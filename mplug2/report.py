@@ -18,6 +18,7 @@ from PIL import Image
 
 from mplug2 import files
 from mplug2.scores import said
+from mplug2.screen import printable
 
 Scores = Mapping[str, Mapping[str, Any]]
 Curve = Sequence[tuple[int, float]]  # (step, loss)
@@ -90,13 +91,13 @@ class Report:
         files.write_text(path, self.html())
 
     def html(self) -> str:
-        about = "".join(f"<p>{html.escape(line)}</p>" for line in self.about)
+        about = "".join(f"<p>{_text(line)}</p>" for line in self.about)
         pictures = [exhibit for exhibit in self.exhibits if len(exhibit.clip) == 1]
         videos = [exhibit for exhibit in self.exhibits if len(exhibit.clip) > 1]
         return (
             "<!doctype html><html lang=en><meta charset=utf-8>"
-            f"<title>{html.escape(self.title)}</title><style>{_STYLE}</style>"
-            f"<h1>{html.escape(self.title)}</h1>{about}"
+            f"<title>{_text(self.title)}</title><style>{_STYLE}</style>"
+            f"<h1>{_text(self.title)}</h1>{about}"
             + (f"<h2>Pictures</h2>{_grid(pictures)}" if pictures else "")
             + (f"<h2>Videos, frame by frame</h2>{_grid(videos)}" if videos else "")
             + f"<h2>Scores</h2>{_score_table(self.scores)}"
@@ -108,14 +109,14 @@ class Report:
 def _score_table(scores: Mapping[str, Scores]) -> str:
     """A row an evaluation, three columns a model: its value with the 95% interval, then blind and chance."""
     names = list(dict.fromkeys(name for model in scores.values() for name in model))
-    head = "".join(f"<th>{html.escape(model)}</th><th class=faint>95% interval</th>" for model in scores)
+    head = "".join(f"<th>{_text(model)}</th><th class=faint>95% interval</th>" for model in scores)
     rows = []
     for name in names:
         any_score = next(model[name] for model in scores.values() if name in model)
         metric = str(any_score["metric"])
         cells = "".join(_cells(metric, model.get(name)) for model in scores.values())
         rows.append(
-            f"<tr><td>{html.escape(name)} <span class=faint>{html.escape(metric)}</span></td>{cells}"
+            f"<tr><td>{_text(name)} <span class=faint>{_text(metric)}</span></td>{cells}"
             f"<td>{_said(metric, any_score['blind'])}</td><td>{_said(metric, any_score['chance'])}</td>"
             f"<td>{any_score['n']}</td></tr>"
         )
@@ -127,11 +128,11 @@ def _score_table(scores: Mapping[str, Scores]) -> str:
 
 
 def _cells(metric: str, score: Mapping[str, Any] | None) -> str:
-    """A model's two columns; empty where it was not asked."""
+    """A model's two columns; empty where it was not asked, with the reason where there is no interval."""
     if score is None:
         return "<td></td><td></td>"
     value, low, high = (_said(metric, score[bound]) for bound in ("value", "low", "high"))
-    bounds = f"{low} to {high}" if score["low"] is not None else ""
+    bounds = f"{low} to {high}" if score["low"] is not None else html.escape(score.get("why", ""))
     return f"<td><b>{value}</b></td><td class=faint>{bounds}</td>"
 
 
@@ -158,7 +159,7 @@ def _chart(curves: Mapping[str, Curve], width: int = 900, height: int = 320) -> 
     ):
         path = " ".join(place(step, loss) for step, loss in curve)
         lines.append(f'<polyline fill=none stroke="{colour}" stroke-width=1.5 points="{path}"/>')
-        legend.append(f'<span style="color:{colour}">&#9632; {html.escape(name)}</span>')
+        legend.append(f'<span style="color:{colour}">&#9632; {_text(name)}</span>')
     ticks = []
     for power in range(int(np.floor(low)), int(np.ceil(high)) + 1):
         for value in (10.0**power, 3 * 10.0**power):
@@ -177,6 +178,11 @@ def _chart(curves: Mapping[str, Curve], width: int = 900, height: int = 320) -> 
     )
 
 
+def _text(value: str) -> str:
+    """Text that is only text: no HTML, and nothing that cannot be seen."""
+    return html.escape(printable(value))
+
+
 def _grid(exhibits: Sequence[Exhibit]) -> str:
     return f"<div class=grid>{''.join(_figure(exhibit) for exhibit in exhibits)}</div>"
 
@@ -184,14 +190,12 @@ def _grid(exhibits: Sequence[Exhibit]) -> str:
 def _figure(exhibit: Exhibit) -> str:
     lines = []
     for model, sayings in exhibit.sayings.items():
-        lines.append(f"<div class=faint>{html.escape(model)}</div>")
+        lines.append(f"<div class=faint>{_text(model)}</div>")
         for saying in sayings:
-            asked = f"{html.escape(saying.asked)}? " if saying.asked else ""
+            asked = f"{_text(saying.asked)}? " if saying.asked else ""
             mark, kind = ("&#10003;", "right") if saying.right else ("&#10007;", "wrong")
-            truth = "" if saying.right else f" <span class=faint>({html.escape(saying.truth)})</span>"
-            lines.append(
-                f"<div>{asked}<span class={kind}>{mark} {html.escape(saying.said)}</span>{truth}</div>"
-            )
+            truth = "" if saying.right else f" <span class=faint>({_text(saying.truth)})</span>"
+            lines.append(f"<div>{asked}<span class={kind}>{mark} {_text(saying.said)}</span>{truth}</div>")
     kind = ' class="video"' if len(exhibit.clip) > 1 else ""
     picture = f'<img alt="" src="{_png(exhibit.clip)}">'
     return f"<figure{kind}>{picture}<figcaption>{''.join(lines)}</figcaption></figure>"

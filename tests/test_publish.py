@@ -11,7 +11,7 @@ from fresh import drawn
 from mplug2 import hub
 from mplug2.errors import CardError, DownloadError
 from mplug2.hub import publishing, readme, upload
-from mplug2.hub.card import Score, Trained
+from mplug2.hub.card import Parent, Parents, Score, Trained
 from mplug2.modules import vision
 from mplug2.modules.forms import BitFit
 from mplug2.predict import Predictor
@@ -140,3 +140,31 @@ def test_without_a_token_or_a_network_the_hub_is_refused_in_a_sentence(api, tmp_
         upload.upload(tmp_path, "hf://a/b")
     with pytest.raises(DownloadError, match="is not of the form"):
         upload.upload(tmp_path, "hf://a")
+
+
+MARKUP = "<script>alert(1)</script> ![x](http://h/x.png) [y](javascript:z) `a` <!-- & | \x1b]0;t\x07 \u202e"
+
+
+def test_what_a_card_says_is_neither_html_nor_markdown_on_its_page(card, tmp_path):
+    """In every text that a stranger may fill."""
+    facts = {name: MARKUP for name in ("recipe", "commit", "data", "machine")}
+    hostile = dataclasses.replace(
+        card,
+        licence=MARKUP,
+        source=MARKUP,
+        paper=MARKUP,
+        trained=Trained(steps=1, seed=1, **facts),
+        scores={MARKUP: Score(metric=MARKUP, value=1, low=0, high=1, n=1)},
+        parents=Parents(
+            method="soup", merged=(Parent(name="a", sha256="0" * 64),), settings={MARKUP: 1.0}, take=(MARKUP,)
+        ),
+        interface=dataclasses.replace(card.interface, reads=(MARKUP,), writes=(MARKUP,)),
+    )
+    page = readme.text([hostile], MARKUP)
+    assert "<script" not in page and "<!--" not in page and "javascript" in page
+    prose = "".join(page.split("```")[::2])
+    assert re.findall(r"(?<!\\)\[[^]]*\]\(", prose) == ["[mplug2]("]
+    assert page.splitlines()[2] == "license: other"
+    assert all(letter.isprintable() or letter == "\n" for letter in page)
+    cells = [line for line in page.splitlines() if line.startswith("| ") and MARKUP[:3] not in line]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in cells if "metric" not in line} <= {3, 6}

@@ -26,6 +26,12 @@ def test_a_page_needs_nothing_from_elsewhere():
     assert "a &lt;title&gt;" in html and "<title>a <title>" not in html
 
 
+def test_where_there_is_no_score_or_interval_stands_why():
+    none = SCORE | {"value": None, "low": None, "high": None, "why": "one <example> alone"}
+    row = re.search(r"<tr><td>cider.*?</tr>", page(scores={"ours": {"cider": none}}))
+    assert row and "<b>&ndash;</b>" in row[0] and "one &lt;example&gt; alone" in row[0]
+
+
 def test_scores_stand_beside_interval_blind_and_chance():
     row = re.search(r"<tr><td>image_answer.*?</tr>", page())
     assert row is not None
@@ -81,3 +87,13 @@ def test_a_table_of_scores_is_never_cut():
     said = file.getvalue()
     assert "an_evaluation_of_a_long_name/and_a_type" in said and "91.0% to 96.0%" in said
     assert "…" not in said and screen.width == 40
+
+
+def test_whatever_is_said_on_a_page_is_only_text():
+    said = "<script>alert(1)</script>\x1b]0;t\x07\u202e\"'&"
+    score = {said: SCORE | {"metric": said}}
+    clip = np.zeros((1, 4, 4, 3), np.uint8)
+    exhibits = [Exhibit(clip, {said: [Saying(said, said, "truth")]})]
+    html = page(title=said, about=[said], scores={said: score}, exhibits=exhibits, curves={said: [(1, 2.0)]})
+    assert "<script" not in html and html.count("&lt;script&gt;") >= 7
+    assert all(letter.isprintable() or letter == "\n" for letter in html)

@@ -27,7 +27,7 @@ from mplug2.tools.main import main
 OLD = Path(__file__).parent / "golden" / "old_run"
 COMMANDS = {
     "train": [],
-    "predict": ["--image", "none.png"],
+    "predict": ["--image", __file__],
     "eval": [],
     "publish": ["--to", "out"],
     "bundle": ["--out", "out"],
@@ -313,7 +313,8 @@ def test_a_tokenizers_file_is_kept(tmp_path):
 def test_commands_of_cards_say_what_to_do_with_a_run(words, run, capsys):
     assert main([word.format(run=run) for word in words]) == 2
     said = capsys.readouterr().err
-    assert f'{run} is a run, not cards: "mplug2 publish {run} --to DIR"' in said and said.count("\n") == 1
+    assert f"{run} is a run directory" in said and f'"mplug2 publish {run} --to DIR"' in said
+    assert said.count("\n") == 1
 
 
 def test_train_continues_a_run_that_is_named_alone(run, monkeypatch):

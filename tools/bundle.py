@@ -1,17 +1,15 @@
 """`mplug2 bundle RECIPE_OR_RUN --out F`: modules, tokenizer, preprocessing and lock in one folder or tar,
 which `mplug2 predict` and `mplug2 eval` use on a machine without a network."""
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
-from mplug2 import hub, overrides, recipes
+from mplug2 import files, hub, overrides, recipes
 from mplug2.arguments import Parser
 from mplug2.errors import CardError, RecipeError
-from mplug2.hub import archive, bundle, lock
+from mplug2.hub import bundle, lock
+from mplug2.opening import Kind, Word, opened
 from mplug2.recipes import runs
-from mplug2.run import is_run, read_run
+from mplug2.run import read_run
 from mplug2.tools.publish import trained
 from mplug2.trained import restore
 
@@ -30,43 +28,32 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, metavar="F", required=True, help="a folder, or a file F.tar")
     runs.add_option(parser)
     asked = parser.parse_intermixed_args(argv)
-    if asked.out.exists() and (asked.out.is_file() or any(asked.out.iterdir())):
+    if not files.is_free(asked.out):
         raise CardError(f"{asked.out} is there already: give another place for the bundle")
-    if Path(asked.what).suffix == ".tar":
-        print(f"{asked.out}: {unpack(Path(asked.what), asked.out)} files")
-        return 0
-    if asked.out.suffix == ".tar":
-        with tempfile.TemporaryDirectory(prefix="mplug2-") as folder:
-            write(asked.what, asked.overrides, Path(folder) / "bundle", trusted=asked.trust)
-            archive.pack(Path(folder) / "bundle", asked.out)
+    word = opened(asked.what, "bundle", Kind.RECIPE, Kind.RUN, Kind.TAR)
+    if word.kind is Kind.TAR:
+        if asked.overrides:
+            raise RecipeError(f"{asked.what} is a bundle, which is what it is; got {asked.overrides}")
+        print(f"{asked.out}: {bundle.unpack(word.path, asked.out)} files")
+    elif asked.out.suffix == ".tar":
+        bundle.pack(lambda folder: write(word, asked.overrides, folder, trusted=asked.trust), asked.out)
         print(f"{asked.out}: {asked.out.stat().st_size / 1e6:.2f} MB")
     else:
-        write(asked.what, asked.overrides, asked.out, trusted=asked.trust)
+        write(word, asked.overrides, asked.out, trusted=asked.trust)
         size = sum(path.stat().st_size for path in asked.out.iterdir())
         print(f"{asked.out}: {size / 1e6:.2f} MB in {len(list(asked.out.iterdir()))} files")
     return 0
 
 
-def unpack(tar: Path, folder: Path) -> int:
-    """All files of a tar into `folder`, or none; how many. Raises CardError."""
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        names = archive.unpack(tar, beside)
-        beside.replace(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return len(names)
-
-
-def write(what: str, changes: list[str], folder: Path, *, trusted: bool = False) -> None:
+def write(word: Word, changes: list[str], folder: Path, *, trusted: bool = False) -> None:
     """The bundle of a run directory or a recipe. Raises Mplug2Error."""
-    if not is_run(what):
-        recipe = hub.on_shelf(overrides.apply(recipes.find(what), changes))
-        bundle.write(folder, lock.of(recipe, what, changes), recipe, {})
+    if word.kind is Kind.RECIPE:
+        recipe = hub.on_shelf(overrides.apply(recipes.find(word.text), changes))
+        bundle.write(folder, lock.of(recipe, word.text, changes), recipe, {})
         return
     if changes:
-        raise RecipeError(f"{what} is a run, and its recipe is what it was trained with; got {changes}")
-    run = read_run(what)
+        raise RecipeError(f"{word.text} is a run, and its recipe is what it was trained with; got {changes}")
+    run = read_run(word.path)
     recipe = runs.recipe_of(run, trusted=trusted)
     step, _, params = restore(run, recipe)
     learned = {name: tree for name, tree in params.items() if recipe.trains(name)}

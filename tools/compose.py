@@ -2,15 +2,16 @@
 origin."""
 
 import dataclasses
-import shutil
 from pathlib import Path
 
-from mplug2 import hub
+from mplug2 import files, hub
 from mplug2.arguments import Parser, at_least
 from mplug2.errors import CardError
-from mplug2.hub import publishing, readme
+from mplug2.hub import publishing
 from mplug2.hub.card import STREAMS, Card, draft
+from mplug2.hub.publication import publication
 from mplug2.modules import connector
+from mplug2.opening import CARDS, Kind, opened
 from mplug2.run import write_json
 
 NEW = "new"
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
     by_module = {module: find(module, place) for module, place in places.items() if place != NEW}
     if not by_module:
         raise CardError(f"no card is given; modules are {', '.join('--' + module for module in STREAMS)}")
-    if asked.out.exists() and any(asked.out.iterdir()):
+    if not files.is_free(asked.out):
         raise CardError(f"{asked.out} is there already: give another place for the network")
     fresh = {"connector": between(by_module)} if fresh_connector else {}
     written = {card.module: publishing.files_of(card) for card in by_module.values()}
@@ -51,18 +52,19 @@ def main(argv: list[str]) -> int:
     written |= {"the network": {"load_report.json": "account", "README.md": "page"}}
     publishing.check_apart(written.items())
     _, params, report = hub.join(by_module, fresh, seed=asked.seed)
-    for card in by_module.values():
-        copy(card, asked.out)
-    for module, config in fresh.items():
-        publishing.publish(asked.out, f"{module}-new", module, config, params[module])
-    write_json(asked.out / "load_report.json", report.json())
-    readme.write(asked.out, hub.cards(asked.out).values())
+    with publication(asked.out, page="") as new:
+        for card in by_module.values():
+            copy(card, new.staged)
+        for module, config in fresh.items():
+            publishing.write(new.staged, f"{module}-new", module, config, params[module])
+        write_json(new.staged / "load_report.json", report.json())
     print(report.table())
     return 0
 
 
 def find(module: str, place: str) -> Card:
     """The card at a place. Raises CardError if it is one of another module."""
+    opened(place, "compose", *CARDS, Kind.BUNDLE)  # whose folder is one of cards
     card = hub.find(place, module)
     if card.module != module:
         raise CardError(f"--{module} {place}: card {card.name} is one of {card.module!r}")
@@ -79,9 +81,8 @@ def between(by_module: dict[str, Card]) -> connector.Config:
 
 def copy(card: Card, folder: Path) -> None:
     """The card with its weights, and its tokenizer where that lies beside it."""
-    folder.mkdir(parents=True, exist_ok=True)
     there = dataclasses.replace(card, folder=folder)
-    shutil.copyfile(hub.located(card), there.weights)
+    files.copy(hub.located(card), there.weights)
     if card.tokenizer is not None and (beside := card.folder / card.tokenizer.file).is_file():
-        shutil.copyfile(beside, folder / card.tokenizer.file)
+        files.copy(beside, folder / card.tokenizer.file)
     there.write()

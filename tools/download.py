@@ -10,6 +10,7 @@ from mplug2.hub import release, weights
 from mplug2.hub.cache import Cache
 from mplug2.hub.card import Card
 from mplug2.hub.meter import Bar
+from mplug2.opening import CARDS, Kind, opened
 
 
 def main(argv: list[str]) -> int:
@@ -33,10 +34,14 @@ def main(argv: list[str]) -> int:
         "--vocabulary", type=Path, metavar="FILE", help="BERT's vocab.txt, to travel with a release's cards"
     )
     asked = parser.parse_args(argv)
-    released = [what for what in asked.what if what in release.releases()]
+    kinds = {
+        what: opened(what, "download", Kind.RECIPE, Kind.RELEASE, Kind.BUNDLE, *CARDS).kind
+        for what in asked.what
+    }
+    released = [what for what in asked.what if kinds[what] is Kind.RELEASE]
     if asked.out is not None and not (len(released) == len(asked.what) == 1):
         raise CardError(f"--out is the folder of one release, given are {', '.join(asked.what)}")
-    folders = {what: releases_of(what, asked.out) for what in asked.what}
+    folders = {what: releases_of(what, kinds[what], asked.out) for what in kinds}
     if asked.vocabulary is not None and not any(folders.values()):
         raise CardError(
             f"--vocabulary {asked.vocabulary}: travels with a release's cards, and none is installed for "
@@ -47,16 +52,16 @@ def main(argv: list[str]) -> int:
             for name, folder in needed.items():
                 install(name, folder, asked.vocabulary, bar)
             if what not in released:
-                download(what, bar)
+                download(what, kinds[what], bar)
     return 0
 
 
-def releases_of(what: str, out: Path | None) -> dict[str, Path]:
+def releases_of(what: str, kind: Kind, out: Path | None) -> dict[str, Path]:
     """The releases that are to be installed, and where: what is called so, or what a recipe loads and does
     not find. Raises RecipeError."""
-    if what in release.releases():
+    if kind is Kind.RELEASE:
         return {what: out or Path("data") / what}
-    places = set(recipes.find(what).cards.values()) if is_recipe(what) else set()
+    places = set(recipes.find(what).cards.values()) if kind is Kind.RECIPE else set()
     return {
         Path(place).name: Path(place)
         for place in sorted(places)
@@ -64,13 +69,9 @@ def releases_of(what: str, out: Path | None) -> dict[str, Path]:
     }
 
 
-def is_recipe(what: str) -> bool:
-    return what.partition(".")[0] in recipes.RECIPES or ".py" in what
-
-
-def download(what: str, bar: Bar) -> None:
+def download(what: str, kind: Kind, bar: Bar) -> None:
     """The files of the cards at a place, or of those that a recipe loads. Raises CardError."""
-    if is_recipe(what):
+    if kind is Kind.RECIPE:
         cards = [hub.find(place, module) for module, place in recipes.find(what).cards.items()]
     else:
         cards = list(hub.cards(what).values())

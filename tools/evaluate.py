@@ -8,20 +8,21 @@ from pathlib import Path
 
 import jax
 
-from mplug2 import hub, overrides, processes, recipes, sharding
+from mplug2 import hub, opening, overrides, processes, recipes, sharding
 from mplug2.arguments import Parser
 from mplug2.console import Console
 from mplug2.data.pixels import Preprocessing
 from mplug2.data.tokens import Tokenizer
-from mplug2.errors import RecipeError, nearest
+from mplug2.errors import RecipeError
 from mplug2.hub import bundle
 from mplug2.hub.card_tokenizer import tokenizer_of
 from mplug2.kernels import available
 from mplug2.network import Network, Parameters, parts_of
+from mplug2.opening import BUNDLES, CARDS, Kind
 from mplug2.predict import preprocessing_of
 from mplug2.recipe import Recipe
 from mplug2.recipes import runs
-from mplug2.run import is_run, read_run
+from mplug2.run import read_run
 from mplug2.trained import restore
 
 SPLITS = ("test", "validation")
@@ -82,27 +83,19 @@ def opened(
 
     Raises Mplug2Error that names the nearest recipe or card.
     """
-    path = Path(source)
-    if bundle.is_bundle(path):
-        return _of_bundle(bundle.load(path), changes, named)
+    word = opening.opened(source, "eval", Kind.RUN, *BUNDLES, Kind.RECIPE, *CARDS)
+    if word.kind in BUNDLES:
+        return _of_bundle(bundle.load(word.path), changes, named)
     if named is not None:
         raise RecipeError(f"--recipe {named} is for a bundle, which {source} is not")
-    if is_run(path):
-        run = read_run(path)
+    if word.kind is Kind.RUN:
+        run = read_run(word.path)
         recipe = runs.recipe_of(run, changes, trusted=trusted)
         _, network, params = restore(run, recipe)
         return recipe, network, params, recipe.tokenizer
-    families = {name.rpartition("-")[2] for name in hub.shelf()}
-    if source in {*hub.shelf(), *families} or path.suffix == ".json" or path.is_dir():
-        return _of_cards(source, changes)
-    known = {*recipes.RECIPES, *hub.shelf()}
-    if source.partition(".")[0] not in recipes.RECIPES and ".py" not in source:
-        raise RecipeError(
-            f'"{source}" is no run directory, recipe or card; recipes are {", ".join(recipes.RECIPES)}'
-            f"{nearest(source, known)}"
-        )
-    recipe = overrides.apply(recipes.find(source), changes)
-    return _of_shelf(recipe)
+    if word.kind is Kind.RECIPE:
+        return _of_shelf(overrides.apply(recipes.find(source), changes))
+    return _of_cards(source, changes)
 
 
 def _of_bundle(
@@ -128,8 +121,7 @@ def _of_shelf(recipe: Recipe) -> tuple[Recipe, Network, Parameters, Tokenizer]:
 
 
 def _of_cards(source: str, changes: list[str]) -> tuple[Recipe, Network, Parameters, Tokenizer]:
-    cards = hub.cards(source)
-    network, params = hub.compose(*cards.values())
+    cards, (network, params) = hub.again(lambda: ((found := hub.cards(source)), hub.compose(*found.values())))
     recipe = recipes.find(DEFAULT)
     tokenizer = recipe.tokenizer
     if any(card.tokenizer for card in cards.values()):

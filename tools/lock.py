@@ -9,8 +9,9 @@ from mplug2.arguments import Parser
 from mplug2.errors import RecipeError
 from mplug2.hub import lock
 from mplug2.hub.lock import Lock
+from mplug2.opening import Kind, opened
 from mplug2.recipes import runs
-from mplug2.run import Run, is_run, read_run
+from mplug2.run import Run, read_run
 
 
 def main(argv: list[str]) -> int:
@@ -29,7 +30,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE", help="where to (default: the standard output)")
     runs.add_option(parser)
     asked = parser.parse_intermixed_args(argv)
-    if asked.what.endswith(".json"):
+    word = opened(asked.what, "lock", Kind.RECIPE, Kind.RUN, Kind.LOCK)
+    if word.kind is Kind.LOCK:
         if asked.overrides or asked.out:
             raise RecipeError(
                 f"{asked.what} is a lock, which is checked: field=value and --out are for recipes"
@@ -42,7 +44,7 @@ def main(argv: list[str]) -> int:
         said = f"{len(cards)} modules are what was locked, {begun} begin by seed {locked.seed}"
         print(f"{asked.what}: holds: {said}")
         return 0
-    if is_run(asked.what):
+    if word.kind is Kind.RUN:
         if asked.overrides:
             raise RecipeError(f"{asked.what} is a run, whose recipe is what it was; got {asked.overrides}")
         made = _of_run(read_run(asked.what), asked.trust)

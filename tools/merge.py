@@ -5,28 +5,32 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from mplug2 import hub, overrides, recipes
+from mplug2 import files, hub, overrides, recipes
 from mplug2.arguments import Parser
 from mplug2.errors import CardError
-from mplug2.hub import merge, readme
+from mplug2.hub import merge
 from mplug2.hub.card import Card
 from mplug2.hub.merge_methods import METHODS, GreedySoup, Method, method
 from mplug2.hub.weights import FLOATS
 from mplug2.kernels import available
 from mplug2.network import Network
+from mplug2.opening import CARDS, Kind, opened
 
 
 def main(argv: list[str]) -> int:
     asked = _parser().parse_args(argv)
     settings = {name: getattr(asked, name) for name in ("density", "outliers", "scale", "seed")}
     chosen = method(asked.method, settings | {"take": tuple(asked.take) or None})
-    if asked.out.exists() and any(asked.out.iterdir()):
+    for place in [*asked.cards, *([asked.base] if asked.base else [])]:
+        opened(place, "merge", *CARDS, Kind.BUNDLE)  # whose folder is one of cards
+    if not files.is_free(asked.out):
         raise CardError(f"{asked.out} is there already: give another place for the merge")
     said = {
         "modules": asked.module,
         "family": asked.family or chosen.name,
         "dtype": asked.dtype or "",
         "licence": asked.licence,
+        "page": "",
     }
     if isinstance(chosen, GreedySoup):
         written = greedy(asked, said)
@@ -36,7 +40,6 @@ def main(argv: list[str]) -> int:
         written = merge.merge(
             asked.out, chosen, asked.cards, base=asked.base, coefficients=asked.coefficient, **said
         )
-    readme.write(asked.out, written.values())
     for card in written.values():
         print(f"{card.weights}  {card.file.bytes / 1e6:.2f} MB  sha256 {card.file.sha256[:12]}")
     unstated(chosen, written, asked.cards)

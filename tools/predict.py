@@ -3,7 +3,6 @@ each other."""
 
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 
@@ -11,9 +10,10 @@ from mplug2.arguments import Parser
 from mplug2.card_wording import wording_of
 from mplug2.errors import DataError
 from mplug2.hub import bundle
+from mplug2.opening import BUNDLES, CARDS, Kind, opened
 from mplug2.predict import Predictor
 from mplug2.recipes import runs
-from mplug2.run import is_run, read_run
+from mplug2.run import read_run
 from mplug2.screen import note, printable
 from mplug2.trained import restore
 
@@ -64,7 +64,10 @@ def _likeliest(classes: list[str], shares: np.ndarray) -> dict[str, float]:
 def open_predictor(source: list[str], *, trusted: bool = False) -> Predictor:
     """Of a run directory, of a bundle, or of cards: shelf names, families, files, directories; nothing is the
     shelf's default."""
-    if len(source) == 1 and is_run(source[0]):
+    taken = (Kind.RUN, *BUNDLES, *CARDS) if len(source) == 1 else CARDS
+    words = [opened(word, "predict", *taken) for word in source]
+    first = words[0].kind if words else None
+    if first is Kind.RUN:
         run = read_run(source[0])
         recipe = runs.recipe_of(run, trusted=trusted)
         _, network, params = restore(run, recipe)
@@ -76,14 +79,14 @@ def open_predictor(source: list[str], *, trusted: bool = False) -> Predictor:
             wording=wording_of(recipe),
             mesh=recipe.mesh.of_process(),
         )
-    if len(source) == 1 and bundle.is_bundle(Path(source[0])):
-        opened = bundle.load(Path(source[0]))
+    if first in BUNDLES:
+        carried = bundle.load(words[0].path)
         return Predictor(
-            opened.network,
-            opened.params,
-            opened.tokenizer,
-            opened.lock.preprocessing,
-            wording=opened.wording,
+            carried.network,
+            carried.params,
+            carried.tokenizer,
+            carried.lock.preprocessing,
+            wording=carried.wording,
         )
     return Predictor.of(*source)
 

@@ -8,30 +8,34 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mplug2 import adapt, hub, places
+from mplug2 import adapt, files, hub, places
 from mplug2.arguments import Parser
 from mplug2.card_wording import questions_of, wording_of
 from mplug2.data.digest import digest
 from mplug2.errors import CardError, DataError, nearest
-from mplug2.hub import lock, publishing, readme
+from mplug2.hub import lock, publishing
 from mplug2.hub.card import Parent, Parents, Score, Trained
 from mplug2.hub.card_tokenizer import stated
+from mplug2.hub.publication import check_free, publication
 from mplug2.hub.remote import split_hub
 from mplug2.hub.upload import upload
 from mplug2.hub.weights import FLOATS
 from mplug2.network import Network, Parameters
+from mplug2.opening import Kind, opened
 from mplug2.recipe import Recipe
 from mplug2.recipes import runs
 from mplug2.roles import DELTA, Form
 from mplug2.run import Run, read_run
 from mplug2.trained import restore
 
+LARGEST_SCORES = 10_000_000  # bytes
+
 
 def main(argv: list[str]) -> None:
     arguments = _parser().parse_args(argv)
     if "://" in arguments.to and not arguments.to.startswith("hf://"):
         raise CardError(f"--to is {arguments.to}, expected a directory or hf://OWNER/NAME")
-    run = read_run(arguments.run)
+    run = read_run(opened(arguments.run, "publish", Kind.RUN).path)
     recipe = runs.recipe_of(run, trusted=arguments.trust)
     step, network, params = restore(run, recipe)
     if arguments.merged:
@@ -46,6 +50,9 @@ def main(argv: list[str]) -> None:
                 + nearest(module, network.configs)
             )
     if not arguments.to.startswith("hf://"):
+        names = [card_name(module, arguments, recipe) for module in chosen]
+        if not arguments.overwrite:
+            check_free(Path(arguments.to), names, page="")  # refused before the work
         publish(Path(arguments.to), arguments, run, recipe, step, network, params, chosen)
         return
     address = arguments.to.rstrip("/")
@@ -67,44 +74,46 @@ def publish(
     address: str = "",
 ) -> None:
     """Writes the chosen modules; `address` is where the folder will be found, if it is elsewhere."""
-    tokens = stated(recipe.tokenizer, folder)
     scores = read_scores(arguments.scores) if arguments.scores else {}
     how, questions = trained(run, recipe, step), questions_of(wording_of(recipe))
-    cards = []
-    for module in chosen:
-        config = network.configs[module]
-        name = f"{module}-{arguments.family or recipe.name.rpartition('.')[2]}"
-        card = publishing.publish(
-            folder,
-            name,
-            module,
-            config,
-            params[module],
-            dtype=arguments.dtype,
-            licence=arguments.licence,
-            source=arguments.source,
-            paper="arXiv:2302.00402",
-            trained=how,
-            parents=trained_from(run, module, recipe.forms.get(module) if arguments.merged else None),
-            scores=scores,
-            urls=(f"{address}/{name}.safetensors",) if address else (),
-            preprocessing=recipe.preprocessing if module in ("vision", "temporal") else None,
-            tokenizer=tokens if hasattr(config, "vocabulary") else None,
-            questions=questions if module == "text" else None,
-            base=hub.base_sha256(recipe, module),
-        )
-        cards.append(card)
+    with publication(folder, overwrite=arguments.overwrite, page=address) as new:
+        tokens = stated(recipe.tokenizer, new.staged)
+        for module in chosen:
+            config, name = network.configs[module], card_name(module, arguments, recipe)
+            publishing.write(
+                new.staged,
+                name,
+                module,
+                config,
+                params[module],
+                dtype=arguments.dtype,
+                licence=arguments.licence,
+                source=arguments.source,
+                paper="arXiv:2302.00402",
+                trained=how,
+                parents=trained_from(run, module, recipe.forms.get(module) if arguments.merged else None),
+                scores=scores,
+                urls=(f"{address}/{name}.safetensors",) if address else (),
+                preprocessing=recipe.preprocessing if module in ("vision", "temporal") else None,
+                tokenizer=tokens if hasattr(config, "vocabulary") else None,
+                questions=questions if module == "text" else None,
+                base=hub.base_sha256(recipe, module),
+            )
+    for card in new.cards.values():
         print(f"{card.weights}  {card.file.bytes / 1e6:.2f} MB  sha256 {card.file.sha256[:12]}")
-    readme.write(folder, hub.cards(folder).values(), address)
-    total = sum(card.file.bytes for card in cards) / 1e6
-    print(f"{len(cards)} modules, {total:.2f} MB, {arguments.dtype}, from step {step} of {run.path}")
+    total = sum(card.file.bytes for card in new.cards.values()) / 1e6
+    print(f"{len(new.cards)} modules, {total:.2f} MB, {arguments.dtype}, from step {step} of {run.path}")
+
+
+def card_name(module: str, arguments: argparse.Namespace, recipe: Recipe) -> str:
+    return f"{module}-{arguments.family or recipe.name.rpartition('.')[2]}"
 
 
 def read_scores(path: str) -> dict[str, Score]:
     """What `mplug2 eval --out` wrote -> scores for cards, those with an interval. Raises CardError if it is
     something else."""
     try:
-        tasks = json.loads(Path(path).read_text())["tasks"]
+        tasks = json.loads(files.read_regular(Path(path), LARGEST_SCORES))["tasks"]
         return {
             name: Score(**{key: one[key] for key in ("metric", "value", "low", "high", "n")})
             for name, one in tasks.items()
@@ -112,7 +121,7 @@ def read_scores(path: str) -> dict[str, Score]:
         }
     except OSError as error:
         raise CardError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         raise CardError(f'{path}: not the results of "mplug2 eval --out"') from None
 
 
@@ -184,6 +193,9 @@ def _parser() -> Parser:
     )
     parser.add_argument(
         "--merged", action="store_true", help="publish adapted modules with their deltas merged into them"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace cards of these names, and the page, that are there"
     )
     parser.add_argument("--scores", metavar="FILE", help='what "mplug2 eval --out" wrote')
     parser.add_argument("--licence", default="Apache-2.0", help="SPDX name of the weights' licence")

@@ -4,7 +4,6 @@ card."""
 import dataclasses
 import math
 import sys
-from pathlib import Path
 
 from rich.padding import Padding
 from rich.table import Table
@@ -14,14 +13,15 @@ from mplug2.arguments import Parser
 from mplug2.checkpoint import Checkpoints
 from mplug2.console import Console, bold, console
 from mplug2.data.stream import check_data
-from mplug2.errors import CardError, DataError, RecipeError, nearest
+from mplug2.errors import CardError, DataError, RecipeError
 from mplug2.hub import readme, release
 from mplug2.hub.card import Card
 from mplug2.network import Network
+from mplug2.opening import CARDS, Kind, opened
 from mplug2.overrides import apply
 from mplug2.recipe import Recipe
 from mplug2.recipes import runs
-from mplug2.run import Run, is_run, read_run
+from mplug2.run import Run, read_run
 
 
 def count(number: float) -> str:
@@ -44,29 +44,21 @@ def main(argv: list[str]) -> int:
     )
     runs.add_option(parser)
     given = parser.parse_args(argv)
-    if is_run(given.name):
-        show_run(read_run(given.name), given.overrides, console(), trusted=given.trust)
+    word = opened(given.name, "show", Kind.RECIPE, Kind.RUN, Kind.MODULE, Kind.BUNDLE, *CARDS)
+    if word.kind in (Kind.RECIPE, Kind.RUN):
+        if word.kind is Kind.RUN:
+            show_run(read_run(word.path), given.overrides, console(), trusted=given.trust)
+        else:
+            show_recipe(apply(recipes.find(given.name), given.overrides), console())
         return 0
-    if given.name in modules.MODULES:
-        if given.overrides:
-            raise RecipeError(f"{given.name} is a module; field=value changes recipes")
+    if given.overrides:
+        what = "a module" if word.kind is Kind.MODULE else "no recipe but cards"
+        raise RecipeError(f"{given.name} is {what}; field=value changes recipes")
+    if word.kind is Kind.MODULE:
         show_module(given.name, console())
-        return 0
-    of_recipe = given.name.partition(".")[0] in recipes.RECIPES or ".py" in given.name
-    families = {name.rpartition("-")[2] for name in hub.shelf()}
-    if not of_recipe and (given.name in {*hub.shelf(), *families} or Path(given.name).exists()):
-        if given.overrides:
-            raise RecipeError(f"{given.name} is no recipe but cards; field=value changes recipes")
+    else:
         for card in hub.cards(given.name).values():
             show_card(card)
-        return 0
-    if not of_recipe:
-        known = {*recipes.RECIPES, *modules.MODULES, *hub.shelf(), *families}
-        raise RecipeError(
-            f'there is no recipe, module or card "{given.name}"{nearest(given.name, known)}'
-            f'{release.hint(given.name)}; "mplug2 recipes" and "mplug2 modules" list the first two'
-        )
-    show_recipe(apply(recipes.find(given.name), given.overrides), console())
     return 0
 
 
@@ -74,7 +66,7 @@ def show_run(run: Run, changes: list[str], screen: Console, *, trusted: bool = F
     recipe, steps = runs.recipe_of(run, changes, trusted=trusted), Checkpoints(run.path).steps
     kept = f"checkpoints of steps {', '.join(map(str, steps))}" if steps else "no checkpoint yet"
     words = " ".join([run.recipe, *run.overrides])
-    screen.print(f"{run.path}  a run of {words}: {kept}", soft_wrap=True, markup=False)
+    screen.print(f"{run.path}  a run of {words}: {kept}", soft_wrap=True)
     show_recipe(recipe, screen)
 
 

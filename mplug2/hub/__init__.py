@@ -5,19 +5,20 @@ mplug2.network, whatever type their file stores, and lie on this process's first
 names one, on a mesh (mplug2.hub.placing).
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
-from mplug2.errors import CardError, nearest
+from mplug2.errors import CardError, Mplug2Error, nearest
 from mplug2.hub import gate, placing, weights
 from mplug2.hub.cache import Cache
-from mplug2.hub.card import Card, draft, read_card
+from mplug2.hub.card import Card, card_files, draft, read_card, read_cards
 from mplug2.hub.download import fetch
 from mplug2.hub.fit import check_base, check_fit, check_routes, differences
 from mplug2.hub.gate import NONE, Rules
@@ -27,6 +28,7 @@ from mplug2.network import Network, Parameters, flat, nested
 from mplug2.recipe import Mode, Recipe
 from mplug2.roles import DELTA, Config, Execution, base_of
 
+T = TypeVar("T")
 DEFAULT = "small"
 """The family of shelf cards (`vision-small`, `text-small`, ...) that commands use when told nothing."""
 
@@ -40,7 +42,7 @@ def _shelf_folder() -> Path:
 
 def shelf() -> list[str]:
     """The names of the cards that ship with the package."""
-    return sorted(path.stem for path in _card_files(_shelf_folder()))
+    return [path.stem for path in card_files(_shelf_folder())]
 
 
 def find(where: str | Path, module: str | None = None) -> Card:
@@ -51,14 +53,14 @@ def find(where: str | Path, module: str | None = None) -> Card:
         return read_card(_shelf_folder() / f"{where}.json")
     if path.is_dir():
         _check_no_run(path)
-        found = {path.stem: read_card(path) for path in _card_files(path)}
-        fitting = [card for card in found.values() if module in (None, card.module)]
+        found = read_cards(path)
+        fitting = [card for card in found if module in (None, card.module)]
         if len(fitting) != 1:
             wanted = f"one card of {module!r}" if module else "one card"
-            raise CardError(f"{path}: expected {wanted}, it holds {sorted(found)}")
+            raise CardError(f"{path}: expected {wanted}, it holds {[card.name for card in found]}")
         return fitting[0]
     if path.suffix == ".json":
-        if path.is_file():
+        if path.exists() or path in card_files(path.parent):
             return read_card(path)
         raise CardError(f"no card {path}: there is no such file")
     raise CardError(
@@ -88,7 +90,7 @@ def _cards_at(place: str | Path) -> list[Card]:
         return [find(name) for name in family]
     if Path(place).is_dir():
         _check_no_run(Path(place))
-        if found := [read_card(path) for path in _card_files(Path(place))]:
+        if found := read_cards(Path(place)):
             return found
         raise CardError(f"{place}: this directory holds no card")
     return [find(place)]
@@ -101,35 +103,34 @@ def _check_no_run(folder: Path) -> None:
         )
 
 
-def _card_files(folder: Path) -> list[Path]:
-    """Of a folder; a lock, a report or a schema that lies beside them is no card."""
-    others = (".schema.json", ".release.json", ".lock.json", ".load_report.json")
-    return sorted(path for path in folder.glob("*.json") if not f".{path.name}".endswith(others))
-
-
 # --- Load
 
 
 def load(card: Card) -> tuple[Config, Parameters]:
     """A module's config and parameters. Raises CardError unless the file is the card's own, by size and
     sha256, and holds the config's arrays and no other."""
-    return card.config, _placed(stored(card))
+    return card.config, _placed(_whole(card, _arrays(card)))
 
 
 def stored(card: Card, *, verify: bool = True) -> dict[str, np.ndarray]:
     """A module's arrays by name as its file stores them, checked as by `load` (`verify=False` skips the
-    sha256): read-only views of the mapped file."""
-    expected, arrays = gate.shapes(card.config, f"card {card.name}"), _arrays(card, verify=verify)
-    gate.check(card, expected, arrays)
+    sha256): read-only views of the mapped file, for what is done with them before anybody can have changed
+    it."""
+    return _whole(card, _mapped(card, verify))
+
+
+def _whole(card: Card, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    gate.check(card, gate.shapes(card.config, f"card {card.name}"), arrays)
     return arrays
 
 
 def load_onto(card: Card, mesh: jax.sharding.Mesh, *, verify: bool = True) -> Parameters:
     """A module's parameters on the devices of a mesh, by the table in mplug2.sharding. `verify=False` trusts
-    that the file was verified when it was downloaded, so that each process of many reads its own slices only.
-    Raises CardError, DownloadError."""
+    that the file was verified when it was downloaded, and that nobody writes into it, so that each process of
+    many reads its own slices only. Raises CardError, DownloadError."""
     axes = flat(Network({card.module: card.config}).axes[card.module])
-    return _placed(stored(card, verify=verify), axes, mesh)
+    arrays = _arrays(card) if verify else _mapped(card, verify=False)
+    return _placed(_whole(card, arrays), axes, mesh)
 
 
 def is_here(card: Card) -> Path | None:
@@ -152,12 +153,65 @@ def located(card: Card, meter: Meter | None = None) -> Path:
         return fetch(card.file, meter=bar)
 
 
-def _arrays(card: Card, verify: bool = True) -> dict[str, np.ndarray]:
-    """The arrays of a card's file as it stores them, verified: views of the file."""
+class Republished(CardError):
+    """A card that was published anew between the reading of it and that of its file."""
+
+
+def again(read: Callable[[], T]) -> T:
+    """What `read` gives, which reads cards and then their files: once more where they were published anew
+    meanwhile. Raises what it raises."""
+    for _ in range(8):
+        with contextlib.suppress(Republished):
+            return read()
+    return read()
+
+
+def _arrays(card: Card) -> dict[str, np.ndarray]:
+    """The arrays of a card's file as it stores them, verified, which stay what they are whatever becomes of
+    the file: what lies in the cache, where nobody writes into a file, is mapped, and the rest copied."""
+    with of_this_publication(card):
+        path = _located(card)
+        if not path.is_relative_to(Cache.default().whole):
+            return _floats(path, weights.read_own(path, card.file.sha256))
+    return _mapped(card)
+
+
+def _mapped(card: Card, verify: bool = True) -> dict[str, np.ndarray]:
+    """The same as views of the mapped file."""
+    with of_this_publication(card):
+        path = _located(card)
+        return _floats(path, weights.read(path, card.file.sha256 if verify else None))
+
+
+@contextlib.contextmanager
+def of_this_publication(card: Card) -> Iterator[None]:
+    """Raises Republished for a refusal of what a card names, where the card in its folder is another by
+    now."""
+    try:
+        yield
+    except Mplug2Error:
+        try:
+            same = read_card(card.folder / f"{card.name}.json").file == card.file
+        except CardError:
+            same = True
+        if same:
+            raise
+        told = f"card {card.name} was published anew while it was opened: open it again"
+        raise Republished(told) from None
+
+
+def _located(card: Card) -> Path:
     path = located(card)
-    if (size := path.stat().st_size) != card.file.bytes:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise CardError(f"{path}: cannot be read ({error.strerror})") from None
+    if size != card.file.bytes:
         raise CardError(f"{path}: has {size} bytes, card {card.name} says {card.file.bytes}")
-    arrays = weights.read(path, card.file.sha256 if verify else None)
+    return path
+
+
+def _floats(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     if strange := sorted(
         name for name, array in arrays.items() if array.dtype not in weights.FLOATS.values()
     ):

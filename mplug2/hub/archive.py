@@ -9,9 +9,11 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from mplug2 import files
 from mplug2.errors import CardError
 from mplug2.hub.weights import replacing
 
@@ -39,24 +41,56 @@ def pack(folder: Path, path: Path) -> None:
         out.write(bytes(2 * _BLOCK))
 
 
+def held(path: Path) -> dict[str, tuple[int, int]]:
+    """The files of a tar: by name, the first byte and the size of each. Raises CardError for a tar that is
+    anything but what `pack` writes."""
+    found: dict[str, tuple[int, int]] = {}
+    with _reading(path) as tar:
+        for name, size in _entries(path, tar):
+            if name.lower() in map(str.lower, found) or len(found) == _MOST_FILES:  # some disks fold case
+                raise CardError(f"bundle {path}: {name} is there twice, or there are too many files")
+            found[name] = (tar.tell(), size)
+            tar.seek(size + -size % _BLOCK, os.SEEK_CUR)
+    return found
+
+
+def content(path: Path, name: str, most: int) -> bytes:
+    """A small file of a tar. Raises CardError where it is not there or longer than `most` bytes."""
+    at, size = held(path).get(name, (0, most + 1))
+    if size > most:
+        raise CardError(f"bundle {path}: holds no {name} of at most {most} bytes")
+    with _reading(path) as tar:
+        tar.seek(at)
+        return tar.read(size)
+
+
 def unpack(path: Path, folder: Path) -> list[str]:
-    """The files of the tar `path` into `folder`, which is made; their names. Raises CardError for a tar that
-    is anything but what `pack` writes; files that came before its fault are left to the caller."""
-    names: list[str] = []
+    """The files of the tar `path` into `folder`, which is made; their names. Raises CardError, before
+    anything is unpacked of a tar that is anything but what `pack` writes."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with path.open("rb") as tar:
-            for name, size in _entries(path, tar):
-                if name in names or len(names) == _MOST_FILES:
-                    raise CardError(f"bundle {path}: {name} is there twice, or there are too many files")
-                names.append(name)
-                with (folder / name).open("xb") as file:
-                    for at in range(0, size, _PIECE):
-                        file.write(tar.read(min(_PIECE, size - at)))
-                tar.seek(-size % _BLOCK, os.SEEK_CUR)
+        found = held(path)
+        with _reading(path) as tar:
+            for name, (at, size) in found.items():
+                tar.seek(at)
+                with replacing(folder / name) as file:
+                    for start in range(0, size, _PIECE):
+                        file.write(tar.read(min(_PIECE, size - start)))
     except OSError as error:
-        raise CardError(f"bundle {path}: cannot be unpacked ({error.strerror or error})") from None
-    return names
+        raise CardError(
+            f"{error.filename or folder}: cannot be written ({error.strerror or error})"
+        ) from None
+    return list(found)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        tar = files.open_regular(path)
+    except OSError as error:
+        raise CardError(f"bundle {path}: cannot be read ({error.strerror})") from None
+    with tar:
+        yield tar
 
 
 def _entries(path: Path, tar: IO[bytes]) -> Iterator[tuple[str, int]]:

@@ -27,6 +27,7 @@ from mplug2 import files
 from mplug2.errors import DownloadError
 
 UNUSED_DAYS = 30
+_LARGEST_NOTE = 1_000_000  # bytes; a real one has about 200
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,14 @@ class Cache:
         """In the user's own folder."""
         return cls(files.cache_folder())
 
+    @property
+    def whole(self) -> Path:
+        """The folder of whole files, which nobody writes into: what is mapped from there stays what it is."""
+        return self.folder / "files"
+
     def path(self, sha256: str) -> Path:
         """Where the file of that content is, or would be."""
-        return self.folder / "files" / sha256[:2] / sha256
+        return self.whole / sha256[:2] / sha256
 
     def partial(self, sha256: str) -> Path:
         return self.folder / "partial" / sha256
@@ -226,7 +232,7 @@ def _read_note(path: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(files.read_regular(path, _LARGEST_NOTE))
     except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -10,14 +10,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+from mplug2 import files
 from mplug2.data.pixels import Preprocessing
 from mplug2.errors import CardError, nearest
 from mplug2.hub.remote import SCHEMES
 from mplug2.hub.typed_json import decode, encode, expect, is_sha256, plain_name, read_json
 from mplug2.hub.weights import FLOATS, replacing
 from mplug2.roles import Config, base_of
+
+COMMITTED = ".published"
+"""A folder within a folder of cards, of cards that are to take their places there: see
+mplug2.hub.publication."""
 
 LARGEST_FILE = 2**53  # bytes; every JSON reader knows whole numbers up to here
 
@@ -256,9 +261,39 @@ def draft(
 
 def read_card(path: Path) -> Card:
     """The card in a JSON file. Raises CardError with the file and the field that is wrong."""
-    value = read_json(path, "card")
+    value = _read(path)
     try:
         card = decode(Card, value, "")
     except CardError as error:
         raise CardError(f"card {path}: {error}") from None
     return dataclasses.replace(card, folder=path.parent)
+
+
+def _read(path: Path) -> Any:
+    """What is on its way into a folder by a publication that was committed counts before what lies there
+    (mplug2.hub.publication)."""
+    waiting = path.parent / COMMITTED / path.name
+    if waiting.is_file():
+        try:
+            return read_json(waiting, "card")
+        except CardError:
+            if waiting.is_file():
+                raise
+    return read_json(path, "card")
+
+
+def card_files(folder: Path) -> list[Path]:
+    """The places of a folder's cards, sorted; a lock, a report or a schema that lies beside them is no
+    card."""
+    others = (".schema.json", ".release.json", ".lock.json", ".load_report.json")
+    names = {path.name for place in (folder, folder / COMMITTED) for path in place.glob("*.json")}
+    return [folder / name for name in sorted(names) if not f".{name}".endswith(others)]
+
+
+def read_cards(folder: Path) -> list[Card]:
+    """All cards of a folder, of one moment: no publication is seen in part. Raises CardError."""
+    try:
+        with files.locked(folder, exclusive=False):
+            return [read_card(path) for path in card_files(folder)]
+    except TimeoutError as error:
+        raise CardError(f"{folder}: cannot be read ({error.strerror})") from None

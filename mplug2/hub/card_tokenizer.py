@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
+from mplug2 import hub
 from mplug2.data.tokens import SentencePiece, Tokenizer
 from mplug2.data.wordpiece import OfficialWordPiece, WordPiece
 from mplug2.errors import CardError
@@ -69,10 +70,11 @@ def tokenizer_of(cards: Iterable[Card]) -> SentencePiece | WordPiece:
             raise CardError(
                 f"cards {first.name} and {card.name} state different tokenizers: {said}, {card.tokenizer}"
             )
-    try:
-        return opened(said, first.folder)
-    except CardError as error:
-        raise CardError(f"card {first.name}: {error}") from None
+    with hub.of_this_publication(first):
+        try:
+            return opened(said, first.folder)
+        except CardError as error:
+            raise CardError(f"card {first.name}: {error}") from None
 
 
 def opened(said: Tokens, folder: Path) -> SentencePiece | WordPiece:

@@ -20,7 +20,7 @@ from mplug2.errors import CardError, CheckpointError
 from mplug2.hub.card import Card, File, Tokens
 from mplug2.hub.card_tokenizer import tokens_of
 from mplug2.hub.fit import differences
-from mplug2.hub.typed_json import decode, encode, plain_name, read_json
+from mplug2.hub.typed_json import decode, encode, parsed, plain_name, read_json
 from mplug2.kernels import available
 from mplug2.network import Network, Parameters
 from mplug2.recipe import Mode, Recipe
@@ -93,11 +93,19 @@ def _part(recipe: Recipe, module: str) -> Part:
 def read(path: Path | str) -> Lock:
     """Raises CardError with the file and the field that is wrong."""
     path = Path(path)
-    value = read_json(path, "lock")
+    return _of(read_json(path, "lock"), f"lock {path}", path.parent)
+
+
+def decoded(text: bytes, who: str, folder: Path) -> Lock:
+    """The lock that `text` spells, as of `folder`. Raises CardError that begins with `who`."""
+    return _of(parsed(text, who), who, folder)
+
+
+def _of(value: Any, who: str, folder: Path) -> Lock:
     try:
-        return dataclasses.replace(decode(Lock, value, ""), folder=path.parent)
+        return dataclasses.replace(decode(Lock, value, ""), folder=folder)
     except CardError as error:
-        raise CardError(f"lock {path}: {error}") from None
+        raise CardError(f"{who}: {error}") from None
 
 
 def check(lock: Lock) -> dict[str, Card]:

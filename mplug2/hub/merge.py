@@ -9,7 +9,6 @@ sha256. The same parents and settings give the same bytes.
 
 import dataclasses
 import math
-import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from mplug2 import hub
+from mplug2 import files, hub
 from mplug2.errors import CardError, nearest
 from mplug2.hub import weights
 from mplug2.hub.card import Card, File, Parent, Parents, draft
 from mplug2.hub.merge_methods import GreedySoup, Method, Tensor
+from mplug2.hub.publication import publication
 from mplug2.hub.typed_json import encode
 from mplug2.network import Network, flat
 from mplug2.roles import base_of
@@ -57,9 +57,10 @@ def merge(
     family: str = "",
     dtype: str = "",
     licence: str = "",
+    page: str | None = None,
 ) -> dict[str, Card]:
     """Writes the merge of each module that the parents hold (or those in `modules`) into `folder`, as cards
-    `MODULE-FAMILY`, and returns them by module.
+    `MODULE-FAMILY`, and returns them by module. `page` is as for mplug2.hub.publication.
 
     A parent is a card, its file, or a directory or shelf family of several. `family` is the method's name
     where unsaid; `dtype` and `licence` are the parents' where these agree (else float32, and a refusal).
@@ -67,7 +68,9 @@ def merge(
     """
     said = {"family": family or method.name, "dtype": dtype, "licence": licence}
     plans = planned(Path(folder), method, parents, base, coefficients, modules, **said)
-    return {module: _written(plan) for module, plan in plans.items()}
+    with publication(Path(folder), page=page) as new:
+        names = {module: _write(plan, new.staged) for module, plan in plans.items()}
+    return {module: new.cards[name] for module, name in names.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +91,7 @@ def greedy(
     family: str = GreedySoup.name,
     dtype: str = "",
     licence: str = "",
+    page: str | None = None,
 ) -> tuple[dict[str, Card], list[Trial]]:
     """Greedy soup (arXiv:2203.05482, recipe 1): parents by falling score, each kept if the soup with it
     scores no less. `score` gives a validation score (more is better) of cards by module, never that of a
@@ -112,7 +116,7 @@ def greedy(
         if found >= best:
             best, kept = found, [*kept, i]
     shares = [float(i in kept) / len(kept) for i in range(len(chosen))]
-    return merge(folder, GreedySoup(), parents, coefficients=shares, **said), trials
+    return merge(folder, GreedySoup(), parents, coefficients=shares, page=page, **said), trials
 
 
 # --- Checks
@@ -282,28 +286,30 @@ def _finite(score: float) -> float:
 # --- One tensor at a time
 
 
-def _written(plan: Plan) -> Card:
-    """Writes a module and its card, each tensor as it is made."""
-    card = plan.card
-    files = [hub.stored(one) for one in (*plan.parents, *([plan.base] if plan.base else []))]
+def _write(plan: Plan, folder: Path) -> str:
+    """Writes a module and its card into `folder`, each tensor as it is made; the card's name."""
+    card = dataclasses.replace(plan.card, folder=folder)
+    sources = (*plan.parents, *([plan.base] if plan.base else []))
     dtype = weights.FLOATS[card.interface.dtype]
     axes = flat(Network({card.module: card.config}).axes[card.module])
-    kinds = {name: SimpleNamespace(shape=array.shape, dtype=dtype) for name, array in files[0].items()}
+    with weights.unchanged([hub.located(one) for one in sources]):
+        parts = [hub.stored(one) for one in sources]
+        kinds = {name: SimpleNamespace(shape=array.shape, dtype=dtype) for name, array in parts[0].items()}
 
-    def pieces(name: str) -> Iterator[np.ndarray]:
-        arrays = [file[name] for file in files]
-        stacked = axes[name][:1] == ("layers",)
-        for layer in range(len(arrays[0])) if stacked else (-1,):
-            tensors = [array[layer] if stacked else array for array in arrays]
-            yield _merged(plan, name, layer, tensors, dtype)
+        def pieces(name: str) -> Iterator[np.ndarray]:
+            arrays = [file[name] for file in parts]
+            stacked = axes[name][:1] == ("layers",)
+            for layer in range(len(arrays[0])) if stacked else (-1,):
+                tensors = [array[layer] if stacked else array for array in arrays]
+                yield _merged(plan, name, layer, tensors, dtype)
 
-    sha256, size = weights.write_each(card.folder / card.file.path, kinds, pieces, {"card": card.name})
+        sha256, size = weights.write_each(card.weights, kinds, pieces, {"card": card.name})
     card = dataclasses.replace(card, file=File(path=card.file.path, sha256=sha256, bytes=size))
     stating = next((one for one in plan.parents if one.tokenizer), None)
     if stating and stating.tokenizer and (beside := stating.folder / stating.tokenizer.file).is_file():
-        shutil.copyfile(beside, card.folder / beside.name)
+        files.copy(beside, folder / beside.name)
     card.write()
-    return card
+    return card.name
 
 
 def _merged(plan: Plan, name: str, layer: int, tensors: list[np.ndarray], dtype: Any) -> np.ndarray:

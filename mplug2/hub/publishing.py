@@ -1,8 +1,13 @@
-"""Publishing: one module written as a safetensors file and the card that names it."""
+"""Publishing: one module written as a safetensors file and the card that names it.
+
+`write` fills a folder of one's own, such as a publication's (mplug2.hub.publication); `publish` is a
+publication of one module.
+"""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Concatenate, ParamSpec
 
 import numpy as np
 
@@ -22,8 +27,11 @@ from mplug2.hub.card import (
     interface,
 )
 from mplug2.hub.gate import NONE
+from mplug2.hub.publication import publication
 from mplug2.network import Parameters, flat
 from mplug2.roles import Config
+
+Facts = ParamSpec("Facts")
 
 
 def files_of(card: Card) -> dict[str, str]:
@@ -43,8 +51,8 @@ def check_apart(written: Iterable[tuple[str, Mapping[str, str]]]) -> None:
                 raise CardError(f"{other} and {who} would both write {name}: give one of them another name")
 
 
-def publish(
-    folder: str | Path,
+def write(
+    folder: Path,
     name: str,
     module: str,
     config: Config,
@@ -64,7 +72,8 @@ def publish(
     questions: Questions | None = None,
     base: str | None = None,
 ) -> Card:
-    """Writes one module as `<name>.safetensors` and `<name>.json` into `folder` and returns its card.
+    """Writes one module as `<name>.safetensors` and `<name>.json` into `folder`, one after the other; returns
+    its card.
 
     `params` is the module's own nested dict; `base` is the sha256 of what a delta adapts. Raises CardError
     when its arrays are not the config's or not finite, in their own type or in `dtype`, and when the files
@@ -76,7 +85,7 @@ def publish(
             + nearest(dtype, weights.FLOATS)
         )
     arrays = {key: np.asarray(array) for key, array in flat(params).items()}
-    path = Path(folder) / f"{name}.safetensors"
+    path = folder / f"{name}.safetensors"
     card = dataclasses.replace(
         draft(name, module, config, connects or interface(module, config, dtype), base),
         licence=licence,
@@ -101,3 +110,19 @@ def publish(
     card = dataclasses.replace(card, file=File(path=path.name, sha256=sha256, bytes=size, urls=urls))
     card.write()
     return card
+
+
+def _published(
+    write: Callable[Concatenate[Path, Facts], Card],
+) -> Callable[Concatenate[str | Path, Facts], Card]:
+    def publish(folder: str | Path, /, *facts: Facts.args, **others: Facts.kwargs) -> Card:
+        with publication(Path(folder)) as new:
+            card = write(new.staged, *facts, **others)
+        return new.cards[card.name]
+
+    return publish
+
+
+publish = _published(write)
+"""As `write`, into a folder that others read and write: card and weights of that name become these together,
+or stay what they were. Weights have the card's name or, where that is taken, one that tells their content."""

@@ -1,6 +1,9 @@
 """The page that a person reads first: a README.md for a folder of cards, made of what the cards state."""
 
 import dataclasses
+import html
+import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,10 @@ from mplug2.hub.card import Card, Parent, Parents
 from mplug2.roles import base_of
 from mplug2.scores import said
 from mplug2.screen import printable
+
+NAME = "README.md"
+LARGEST = 1_000_000
+"""Bytes; a page that is longer is not ours."""
 
 _ROUTE = """
  text ── text ──┐               ┌── contrastive, classifiers
@@ -23,7 +30,7 @@ _ROUTE = """
 
 def write(folder: Path, cards: Iterable[Card], where: str = "") -> Path:
     """Writes `folder`/README.md; `where` is the folder's public address, if it has one. Raises CardError."""
-    path = folder / "README.md"
+    path = folder / NAME
     try:
         files.write_text(path, text(list(cards), where or folder.name))
     except OSError as error:
@@ -32,17 +39,23 @@ def write(folder: Path, cards: Iterable[Card], where: str = "") -> Path:
 
 
 def text(cards: list[Card], where: str) -> str:
-    """Markdown, with the header that model hubs read."""
+    """Markdown, with the header that model hubs read. What cards say is shown and never obeyed."""
     licences = sorted({card.licence for card in cards})
+    alone = licences[0].lower() if len(licences) == 1 else "other"
     head = [
         "---",
         "library_name: mplug2",
-        f"license: {printable(licences[0]).lower() if len(licences) == 1 else 'other'}",
+        f"license: {alone if re.fullmatch(r'[a-z0-9.+-]+', alone) else 'other'}",
     ]
     head += ["tags: [jax, multimodal, mplug-2]", "---", ""]
-    names = ", ".join(f"`{card.module}`" for card in cards)
+    names = ", ".join(_code(card.module) for card in cards)
     what = "Modules" if len(cards) > 1 else "A module"
-    lines = [f"# {where}", "", f"{what} of the [mplug2](https://arxiv.org/abs/2302.00402) zoo: {names}.", ""]
+    lines = [
+        f"# {_text(where)}",
+        "",
+        f"{what} of the [mplug2](https://arxiv.org/abs/2302.00402) zoo: {names}.",
+        "",
+    ]
     for card in cards:
         lines += section(card)
     lines += ["## The route", "", "Where modules stand in a network:", "", "```", _ROUTE, "```", ""]
@@ -52,55 +65,58 @@ def text(cards: list[Card], where: str) -> str:
 
 def section(card: Card) -> list[str]:
     """Markdown lines that say what a card states."""
-    seen, wide = card.interface, f"width {card.interface.width}, stored as {card.interface.dtype}"
+    seen = card.interface
+    streams = f"{_text(', '.join(seen.reads))} → {_text(', '.join(seen.writes))}"
     rows = {
-        "module": f"`{card.module}`: {', '.join(seen.reads)} → {', '.join(seen.writes)}; {wide}",
-        "config": f"`{_config(card.config)}`",
-        "file": f"`{card.file.path}`, {card.file.bytes / 1e6:.2f} MB, sha256 `{card.file.sha256}`",
+        "module": f"{_code(card.module)}: {streams}; width {seen.width}, stored as {seen.dtype}",
+        "config": _code(_config(card.config)),
+        "file": f"{_code(card.file.path)}, {card.file.bytes / 1e6:.2f} MB, sha256 `{card.file.sha256}`",
         "adapts": f"the `{base_of(card.module)}` of sha256 `{card.base}`, and no other" if card.base else "",
-        "licence": card.licence,
-        "source": card.source,
-        "paper": card.paper,
+        "licence": _text(card.licence),
+        "source": _text(card.source),
+        "paper": _text(card.paper),
     }
     if (how := card.trained) is not None:
-        rows["trained"] = f"recipe `{how.recipe}`, {how.steps} steps, seed {how.seed}, commit {how.commit}"
+        told = f"{how.steps} steps, seed {how.seed}, commit {_text(how.commit)}"
+        rows["trained"] = f"recipe {_code(how.recipe)}, {told}"
         sample = f", sha256 of a sample of the train split `{how.data_sha256}`"
-        rows["data"] = how.data + (sample if how.data_sha256 else "")
-        rows["machine"] = how.machine
+        rows["data"] = _text(how.data) + (sample if how.data_sha256 else "")
+        rows["machine"] = _text(how.machine)
     if (come := card.parents) is not None:
         rows["parents"] = _descent(come)
         rows["base"] = _parent(come.base) if come.base else ""
     if card.preprocessing is not None:
-        rows["preprocessing"] = f"`{_config(card.preprocessing)}`"
+        rows["preprocessing"] = _code(_config(card.preprocessing))
     if card.tokenizer is not None:
-        rows["tokenizer"] = f"`{card.tokenizer.file}`, sha256 `{card.tokenizer.sha256}`"
+        rows["tokenizer"] = f"{_code(card.tokenizer.file)}, sha256 `{card.tokenizer.sha256}`"
     if card.questions is not None:
         rows["questions"] = f"worded {card.questions.kind}, at most {card.questions.words} words"
     lines = [f"## {card.name}", "", "| | |", "|---|---|"]
-    lines += [f"| {name} | {_cell(value)} |" for name, value in rows.items() if value]
+    lines += [f"| {name} | {value} |" for name, value in rows.items() if value]
     if card.scores:
         lines += ["", "| evaluation | metric | score | 95% interval | n |", "|---|---|---|---|---|"]
     for name, score in card.scores.items():
         value, low, high = (said(score.metric, number) for number in (score.value, score.low, score.high))
-        lines.append(f"| {_cell(name)} | {_cell(score.metric)} | {value} | {low} to {high} | {score.n} |")
+        lines.append(f"| {_text(name)} | {_text(score.metric)} | {value} | {low} to {high} | {score.n} |")
     return [*lines, ""]
 
 
 def _descent(come: Parents) -> str:
     """The method with its settings, and each parent with its coefficient."""
-    settings = [f"{name} {value:.6g}" for name, value in come.settings.items()]
-    settings += [f"take {pattern}" for pattern in come.take]
-    said = f"`{come.method}`" + (f" ({', '.join(settings)})" if settings else "")
+    settings = [f"{_text(name)} {value:.6g}" for name, value in come.settings.items()]
+    settings += [f"take {_text(pattern)}" for pattern in come.take]
+    told = _code(come.method) + (f" ({', '.join(settings)})" if settings else "")
     merged = [f"{one.coefficient:.6g} × {_parent(one)}" for one in come.merged]
-    return f"{said} of {', '.join(merged)}" if merged else said
+    return f"{told} of {', '.join(merged)}" if merged else told
 
 
 def _parent(one: Parent) -> str:
-    return f"{one.name} (sha256 `{one.sha256}`)"
+    return f"{_text(one.name)} (sha256 `{one.sha256}`)"
 
 
 def _use(cards: list[Card], where: str) -> list[str]:
-    mine = [f'"{where}/{card.name}.json"' for card in cards]
+    mine = [json.dumps(f"{where}/{card.name}.json", ensure_ascii=not where.isprintable()) for card in cards]
+    mine = [text.replace("<", "\\u003c") for text in mine]
     if all(card.base for card in cards):
         return [
             "from mplug2.predict import Predictor",
@@ -129,6 +145,16 @@ def _value(value: Any) -> str:
     return _config(value) if dataclasses.is_dataclass(value) else repr(value)
 
 
-def _cell(value: str) -> str:
-    """Text that stays in its cell, whatever a card says."""
-    return printable(value).replace("|", "\\|")
+def _text(value: str) -> str:
+    """Text that stays in its cell and is only text, whatever a card says: no table, markup, link or picture
+    of Markdown's, and no HTML."""
+    escaped = html.escape(printable(value), quote=False)
+    return re.sub(r"([\\`*\[|~])", r"\\\1", escaped)
+
+
+def _code(value: str) -> str:
+    """The same as code. A span of Markdown's cannot hold all letters in a table."""
+    value = printable(value)
+    if re.search(r"[`<>&|\\]", value):
+        return f"<code>{_text(value)}</code>"
+    return f"`{value}`"

@@ -6,6 +6,7 @@ card have known types and carry none. Every value is checked against its field's
 """
 
 import dataclasses
+import errno
 import importlib
 import importlib.util
 import json
@@ -17,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+from mplug2 import files
 from mplug2.errors import CardError, Mplug2Error, nearest
 from mplug2.roles import Config
 
@@ -27,20 +29,24 @@ _DEEPEST = 20  # values within values; a delta in a lock has 7, and whatever wal
 
 
 def read_json(path: Path, what: str) -> Any:
-    """The JSON of a small file, a `what`, whose texts are UTF-8. Raises CardError that names both."""
+    """The JSON of a small regular file, a `what`, whose texts are UTF-8. Raises CardError that names both."""
     try:
-        with path.open("rb") as file:
-            text = file.read(_LARGEST_FILE + 1)
+        text = files.read_regular(path, _LARGEST_FILE)
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise CardError(f"{what} {path}: {error.strerror}") from None
         raise CardError(f"{what} {path}: cannot be read ({error.strerror})") from None
-    if len(text) > _LARGEST_FILE:
-        raise CardError(f"{what} {path}: longer than {_LARGEST_FILE} bytes")
+    return parsed(text, f"{what} {path}")
+
+
+def parsed(text: bytes, who: str) -> Any:
+    """The value that JSON from strangers spells. Raises CardError that begins with `who`."""
     try:
         value = json.loads(text.decode(), parse_constant=_no_constant)
         _check_depth(value)
         json.dumps(value, ensure_ascii=False).encode()  # half a character can be read, and never written
     except (ValueError, RecursionError) as error:
-        raise CardError(f"{what} {path}: not JSON ({error})") from None
+        raise CardError(f"{who}: not JSON ({error})") from None
     return value
 
 

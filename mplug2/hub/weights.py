@@ -7,6 +7,7 @@ checked against the file's size.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -42,29 +43,87 @@ _CODES = {
 _ALIGNMENT = 64  # of the first array: what XLA asks of host memory that it uses without a copy
 _LONGEST_HEADER = 100_000_000  # the bound of the format's own reader
 _MOST_AXES = 32
+_PIECE = 1 << 20
 
 
 def read(path: Path, sha256: str | None = None) -> dict[str, np.ndarray]:
     """Read-only arrays by name, in the types they are stored in, as views of the mapped file: no copy is
-    made.
+    made, and they are right for as long as nobody writes into the file.
 
     With `sha256`, the mapping itself is hashed first (which reads the file once). Raises CardError for a file
     that is missing, malformed or another than the one expected.
     """
+    with _opened(path) as (file, size):
+        mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+    if sha256 is not None:
+        _check_sha256(path, hashlib.sha256(mapped).hexdigest(), sha256)
+    return _arrays(path, mapped)
+
+
+def read_own(path: Path, sha256: str) -> dict[str, np.ndarray]:
+    """The same, as views of a copy in memory: what was verified is what is there, whatever becomes of the
+    file. It is read once, and hashed on the way. Raises CardError."""
+    with _opened(path) as (file, size):
+        # Not `bytes`: what begins at a page, XLA uses without another copy.
+        memory, digest = mmap.mmap(-1, size), hashlib.sha256()
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):
+                memory.madvise(mmap.MADV_HUGEPAGE)  # else half of the time goes into making pages
+        with memoryview(memory) as whole:
+            for start in range(0, size, _PIECE):
+                with whole[start : start + _PIECE] as piece:
+                    if file.readinto(piece) != len(piece):  # pyright: ignore[reportAttributeAccessIssue]
+                        raise CardError(f"{path}: was cut short while it was read")
+                    digest.update(piece)
+    _check_sha256(path, digest.hexdigest(), sha256)
+    arrays = _arrays(path, memory)
+    for array in arrays.values():
+        array.flags.writeable = False
+    return arrays
+
+
+@contextlib.contextmanager
+def unchanged(paths: Iterable[Path]) -> Iterator[None]:
+    """What is read of mapped files while it is entered was theirs all the time. Raises CardError, at the end,
+    for one that somebody has written into."""
+    before = {path: _state(path) for path in paths}
+    yield
+    for path, state in before.items():
+        if _state(path) != state:
+            raise CardError(f"{path}: was changed while it was read")
+
+
+def _state(path: Path) -> tuple[int, ...]:
     try:
-        if not path.is_file():
-            raise CardError(f"{path}: there is no such weights file")
-        with path.open("rb") as file:
+        now = os.stat(path)
+    except OSError as error:
+        raise CardError(f"{path}: cannot be read ({error.strerror})") from None
+    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[IO[bytes], int]]:
+    """(a file of at least 8 bytes, their number)."""
+    try:
+        with files.open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size < 8:
                 raise CardError(f"{path}: not a safetensors file, it has {size} bytes")
-            mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+            yield file, size
     except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EINVAL):
+            raise CardError(f"{path}: there is no such weights file ({error.strerror})") from None
         raise CardError(f"{path}: cannot be read ({error.strerror})") from None
-    if sha256 is not None and (found := hashlib.sha256(mapped).hexdigest()) != sha256:
+
+
+def _check_sha256(path: Path, found: str, sha256: str) -> None:
+    if found != sha256:
         raise CardError(
             f"{path}: sha256 is {found}, the card says {sha256}; the file is damaged or another one"
         )
+
+
+def _arrays(path: Path, mapped: mmap.mmap) -> dict[str, np.ndarray]:
     arrays = {}
     for name, (dtype, shape, start) in _entries(path, mapped).items():
         count = math.prod(shape)
@@ -72,6 +131,17 @@ def read(path: Path, sha256: str | None = None) -> dict[str, np.ndarray]:
             np.frombuffer(mapped, dtype, count, start).reshape(shape) if count else np.empty(shape, dtype)
         )
     return arrays
+
+
+def written_for(path: Path) -> str:
+    """The name of the card that a file was written for, as it says itself; empty where it says none."""
+    try:
+        with _opened(path) as (file, size):
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, size, _LONGEST_HEADER)))
+        return str(header["__metadata__"]["card"])
+    except (CardError, ValueError, RecursionError, LookupError, TypeError):
+        return ""
 
 
 def _entries(path: Path, mapped: mmap.mmap) -> dict[str, tuple[np.dtype, tuple[int, ...], int]]:
@@ -210,8 +280,5 @@ def _size(kind: Any) -> int:
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file to write that takes the place of `path` when the block ends well, and leaves nothing behind when
     not."""
-    try:
-        with files.replacing(path) as file:
-            yield file
-    except OSError as error:
-        raise CardError(f"{path}: cannot be written ({error.strerror})") from None
+    with files.refusing(CardError, path), files.replacing(path) as file:
+        yield file

@@ -216,7 +216,7 @@ def test_files_of_the_cache_are_mapped_since_nobody_may_write_into_them(card, ca
     card.weights.unlink()
     assert path.stat().st_mode & 0o777 == 0o444
     monkeypatch.setattr(weights, "read_own", None)
-    assert hub.load(card)
+    assert hub.load(card)[1]
 
 
 def test_a_file_that_is_written_into_while_it_is_read_is_refused(tmp_path):

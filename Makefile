@@ -48,9 +48,12 @@ quickstart: setup ## evaluate the shipped modules, train from scratch, write qui
 	@echo "quickstart: training and evaluating on this machine, within 10 minutes on two cores"
 	@$(BIN)/mplug2 quickstart
 
-test: setup ## run the tests (more options: make test TEST_ARGS='-k network -x')
+# What XLA compiles may use no newer instructions than those: AVX2, SSE4_2.
+test test-slow: export XLA_FLAGS := $(XLA_FLAGS) $(if $(ISA),--xla_cpu_max_isa=$(ISA))
+
+test: setup ## run the tests (more: make test TEST_ARGS='-k network -x', on a lesser CPU: ISA=AVX2)
 	@echo "test: running the tests, the slow ones left out"
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(TEST_ARGS)
+	@$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(TEST_ARGS)
 
 test-slow: setup ## run the slow tests
 	@echo "test-slow: running the slow tests"

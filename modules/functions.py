@@ -152,21 +152,23 @@ def _convolved(x: Array, kernel: Array, stride: int) -> Array:
     )
 
 
-def _convolve_forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-    return _convolved(x, kernel, stride), (x, kernel)
+def _convolve_forward(x: Any, kernel: Any, stride: int) -> tuple[Array, Any]:
+    wanted = () if x.perturbed else None  # not of pixels: nobody asks for their gradient
+    return _convolved(x.value, kernel.value, stride), (x.value, kernel.value, wanted)
 
 
-def _convolve_backward(stride: int, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, kernel = saved
-    exact = sum_dtype(x)
-    (to_x,) = jax.linear_transpose(lambda x: _convolved(x, kernel, stride), x)(gradient)
+def _convolve_backward(stride: int, saved: Any, gradient: Array) -> tuple[Array | None, Array]:
+    x, kernel, wanted = saved
+    exact, to_x = sum_dtype(x), None
+    if wanted is not None:
+        (to_x,) = jax.linear_transpose(lambda x: _convolved(x, kernel, stride), x)(gradient)
     (to_kernel,) = jax.linear_transpose(lambda kernel: _convolved(x.astype(exact), kernel, stride), kernel)(
         gradient.astype(exact)
     )
     return to_x, to_kernel
 
 
-convolve.defvjp(_convolve_forward, _convolve_backward)
+convolve.defvjp(_convolve_forward, _convolve_backward, symbolic_zeros=True)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

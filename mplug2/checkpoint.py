@@ -6,15 +6,14 @@ and `metadata`, JSON. Frozen modules are not copied: `metadata` records the sha2
 
 Saving goes on in the background; of several processes each writes and reads the parts that its devices hold,
 in one folder. A checkpoint is complete when `files.json`, written last and by process 0, names the sha256 of
-its files.
+its files (mplug2.seal); before that it is opened in the way in which it will be read.
 """
 
 import asyncio
-import contextlib
 import gc
 import hashlib
+import itertools
 import json
-import shutil
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,17 +27,18 @@ import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from mplug2 import processes
-from mplug2.errors import CheckpointError, nearest
+from mplug2 import processes, quiet, seal
+from mplug2.errors import CheckpointError, cause, nearest
 from mplug2.network import Parameters, flat
-from mplug2.run import write_json
+from mplug2.place import Place
+from mplug2.run import read_run
+from mplug2.seal import METADATA, SEAL, Damaged, Misnamed
 
 T = TypeVar("T")
 
 FOLDER = "checkpoints"
-SEAL = "files.json"
 AVERAGE = "ema."
-JSON_ITEMS = ("iterator", "metadata")
+JSON_ITEMS = ("iterator", METADATA)
 RESERVED = ("optimizer", "window", *JSON_ITEMS)
 """Items that are not modules."""
 
@@ -54,64 +54,115 @@ class Checkpoints:
     """The checkpoints of the run in `run_dir`, of which the newest `keep` stay, and the best one by the score
     that `judged_by` names (`Recipe.best`), if it does."""
 
-    def __init__(self, run_dir: Path | str, keep: int = 2, judged_by: str = ""):
-        self.folder = Path(run_dir).absolute() / FOLDER
+    def __init__(self, run_dir: Path | str | Place, keep: int = 2, judged_by: str = ""):
+        self.place = run_dir if isinstance(run_dir, Place) else Place(run_dir)
         self.keep, self.judged_by = keep, judged_by
         self._saving: threading.Thread | None = None
         self._failure: CheckpointError | None = None
+        self._misnamed: set[int] = set()
+
+    @property
+    def folder(self) -> Path:
+        """Where people find them."""
+        return self.place.name.absolute() / FOLDER
+
+    def path(self, step: int) -> Path:
+        return self.folder / str(step)
+
+    @property
+    def _inside(self) -> Path:
+        """`folder`, for whoever would read a meaning into its name, or be misled once it is moved."""
+        return self.place.path / FOLDER
 
     @property
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
-        return sorted(
-            int(seal.parent.name) for seal in self.folder.glob(f"*/{SEAL}") if seal.parent.name.isdigit()
-        )
+        names = [sealed.parent.name for sealed in self._inside.glob(f"*/{SEAL}")]
+        return sorted(int(name) for name in names if name.isdecimal() and name == str(int(name)))
 
     @property
     def best(self) -> int | None:
         """The step of the best complete checkpoint, the earliest of equals; None if none was judged."""
-        scores = {step: score for step in self.steps if (score := self._score(step)) is not None}
+        scores = {
+            step: score
+            for step in self.steps
+            if (score := seal.score(self._inside / str(step), self.judged_by)) is not None
+        }
         if not scores:
             return None
         lowest = self.judged_by.partition("/")[0] == "loss"
         return (min if lowest else max)(scores, key=scores.__getitem__)
 
-    def _score(self, step: int) -> float | None:
-        """`metadata["scores"]` of a checkpoint, by name."""
-        try:
-            metadata = json.loads((self.path(step) / "metadata" / "data.json").read_text())
-            return metadata["scores"].get(self.judged_by)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged, or of an older run
-            return None
-
-    def path(self, step: int) -> Path:
-        return self.folder / str(step)
+    @property
+    def kept(self) -> str:
+        """What a run that ends here has, in words."""
+        steps = self.steps
+        if not steps:
+            return "there is no earlier one"
+        return f"checkpoint {steps[-1]} is whole and the run continues from it"
 
     def save(self, step: int, items: Mapping[str, Any]) -> None:
         """Begins to save `items` by name (trees of arrays; `iterator` and `metadata` JSON). Their buffers may
         be donated as soon as this returns. Raises CheckpointError if this save, or the one before, could not
         be written."""
         self.wait()
+        self.place.open().check()
         if processes.of_first(lambda: step in self.steps):
             return
-        with _explained(self.path(step)):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        quiet.say_once()
+        expected = seal.described(items, JSON_ITEMS)
+        with self._explained(step):
+            self._inside.mkdir(exist_ok=True)
             with _context(), _threads(len(items) + SPARE_THREADS):
-                saving = ocp.save_checkpointables_async(str(self.path(step)), dict(items))
-        self._saving = threading.Thread(target=self._finish, args=(step, saving), name="mplug2-checkpoint")
+                saving = ocp.save_checkpointables_async(str(self._inside / str(step)), dict(items))
+        self._saving = threading.Thread(
+            target=self._finish, args=(step, expected, saving), name="mplug2-checkpoint"
+        )
         self._saving.start()
 
-    def _finish(self, step: int, saving: Any) -> None:
+    def _finish(self, step: int, expected: Mapping[str, Any], saving: Any) -> None:
         try:
-            with _explained(self.path(step)):
+            with self._explained(step):
                 saving.result()
                 if processes.first():
-                    _seal(self.path(step))
+                    self._complete(self._inside / str(step), expected)
             if processes.first():
                 for old in set(self.steps[: -self.keep]) - {self.best}:
-                    _remove(self.path(old))
+                    seal.remove(self._inside / str(old))
         except CheckpointError as error:
             self._failure = error
+
+    def _complete(self, path: Path, expected: Mapping[str, Any]) -> None:
+        """Seals what was written if it opens in the way in which it will be read, and holds what it should.
+        (Arrays are looked up in their data bases and not read; their bytes are the seal's, which reads each
+        file once.)"""
+        with _context():
+            stored = ocp.checkpointables_metadata(str(path)).metadata
+        arrays = {name: stored[name] for name in expected if name not in JSON_ITEMS}
+        texts = {
+            name: json.loads((path / name / "data.json").read_bytes())
+            for name in JSON_ITEMS
+            if name in expected
+        }
+        found = seal.described(arrays | texts, JSON_ITEMS)
+        if strange := [name for name in expected if found[name] != expected[name]]:
+            raise Damaged(f"{', '.join(strange)} cannot be read back as written")
+        seal.write(path)
+
+    @contextmanager
+    def _explained(self, step: int) -> Iterator[None]:
+        """A save that fails leaves nothing behind and says why in one sentence."""
+        try:
+            yield
+        except Exception as error:
+            self.place.check()
+            why = self.place.why(error)
+            path = self._inside / str(step)
+            for left in (path, *path.parent.glob(f"{path.name}.*")):
+                seal.remove(left)
+            raise CheckpointError(
+                f"checkpoint {self.path(step)} could not be written ({why}); {self.kept}"
+            ) from error
 
     def wait(self) -> None:
         """Until what was begun is on disk. Raises CheckpointError, in all processes, if one could not write
@@ -132,50 +183,53 @@ class Checkpoints:
         """The newest readable checkpoint, or the `best` if one was judged and can be read: (step, items),
         None where there is none.
 
-        One that cannot be read is passed over with a warning, by all processes alike. Raises CheckpointError
-        if none can be.
+        One that cannot be read, or is not what its name says, is passed over with a warning, by all processes
+        alike. Raises CheckpointError if none can be.
         """
         reasons = []
         newest, chosen = processes.of_first(lambda: (self.steps[::-1], self.best if best else None))
+        if not newest:
+            return None
+        self.place.open()
+        recipe = processes.of_first(self._recipe)
         for step in sorted(newest, key=lambda step: step != chosen):
             try:
-                return step, _load(self.path(step), wanted)
-            except _Damaged as damage:
-                reasons.append(f"checkpoint {self.path(step)} cannot be read ({damage})")
+                return step, _load(self._inside / str(step), recipe, wanted)
+            except Damaged as damage:
+                said = "cannot be read"
+                if isinstance(damage, Misnamed):
+                    said = "is not what its name says"
+                    self._misnamed.add(step)
+                reasons.append(self.place.told(f"checkpoint {self.path(step)} {said} ({damage})"))
                 warnings.warn(f"{reasons[-1]}; trying the one before it", stacklevel=2)
-        if reasons:
-            raise CheckpointError("; ".join(reasons))
-        return None
+        raise CheckpointError("; ".join(reasons))
+
+    def _recipe(self) -> str:
+        """The fingerprint of the run's recipe; empty where nobody says."""
+        try:
+            return read_run(self.place.path).fingerprint
+        except CheckpointError:
+            return ""
 
     def continue_from(self, step: int) -> None:
         """Removes what is not a complete checkpoint of `step` or earlier: damaged ones, and what a crash
-        left."""
+        left. One that is whole, but was not what its name says, is only put aside."""
         processes.of_first(lambda: self._tidy(step))
 
     def _tidy(self, step: int) -> None:
         kept = {str(complete) for complete in self.steps if complete <= step}
-        for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            if path.name.partition(".")[0].isdigit() and path.name not in kept:
-                _remove(path)
+        for path in self._inside.iterdir() if self._inside.is_dir() else ():
+            if path.name.isdecimal() and int(path.name) in self._misnamed:
+                _put_aside(path)
+            elif path.name.partition(".")[0].isdecimal() and path.name not in kept:
+                seal.remove(path)
 
 
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """A save that fails leaves nothing behind and says why in one sentence."""
-    try:
-        yield
-    except Exception as error:
-        for left in (path, *path.parent.glob(f"{path.name}.*")):
-            _remove(left)
-        kept = Checkpoints(path.parent.parent).steps
-        before = (
-            f"checkpoint {kept[-1]} is whole and the run continues from it"
-            if kept
-            else "there is no earlier one"
-        )
-        raise CheckpointError(
-            f"checkpoint {path} could not be written ({_brief(error)}); {before}"
-        ) from error
+def _put_aside(path: Path) -> None:
+    names = (
+        path.with_name(f"refused-{path.name}" + (f"-{count}" if count else "")) for count in itertools.count()
+    )
+    path.rename(next(name for name in names if not name.exists()))
 
 
 def restore_modules(
@@ -239,15 +293,11 @@ def fingerprint(params: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-class _Damaged(Exception):
-    """A checkpoint that cannot be read."""
-
-
-def _load(path: Path, wanted: Wanted) -> dict[str, Any]:
+def _load(path: Path, recipe: str, wanted: Wanted) -> dict[str, Any]:
     items = _alike(lambda: wanted(path) if callable(wanted) else wanted)
 
     def read() -> dict[str, Any]:
-        processes.of_first(lambda: _verify(path, items))
+        processes.of_first(lambda: seal.verify(path, recipe, items))
         with _context():
             return ocp.load_checkpointables(str(path), dict(items))
 
@@ -255,16 +305,17 @@ def _load(path: Path, wanted: Wanted) -> dict[str, Any]:
 
 
 def _alike(work: Callable[[], T]) -> T:
-    """The value of `work`, which every process does. If it fails in one, the same CheckpointError or _Damaged
+    """The value of `work`, which every process does. If it fails in one, the same CheckpointError or Damaged
     is raised in all: one that went on would wait for the others at their next exchange."""
     value: Any = None
-    failure: CheckpointError | _Damaged | None = None
+    failure: CheckpointError | Damaged | None = None
     try:
         value = work()
-    except (CheckpointError, _Damaged) as error:
+    except (CheckpointError, Damaged) as error:
         failure = error
     except Exception as error:  # whatever a damaged file makes Orbax raise
-        failure = _Damaged(_brief(error))
+        file = getattr(error, "filename", None)
+        failure = Damaged(f"{file}: {cause(error)}" if file else cause(error))
     if failures := [one for one in processes.exchange(failure) if one is not None]:
         with warnings.catch_warnings():  # Orbax leaves coroutines behind that it never awaited
             warnings.simplefilter("ignore", RuntimeWarning)
@@ -273,40 +324,13 @@ def _alike(work: Callable[[], T]) -> T:
     return value
 
 
-def _seal(path: Path) -> None:
-    """Writes the sha256 of every file, by its place; the checkpoint is complete with it."""
-    sums = {str(file.relative_to(path)): _sha256(file) for file in sorted(path.rglob("*")) if file.is_file()}
-    write_json(path / SEAL, sums)
-
-
-def _remove(path: Path) -> None:
-    """As far as it can be. The seal goes first: what a kill leaves of it then counts as no checkpoint."""
-    with contextlib.suppress(OSError):
-        (path / SEAL).unlink()
-    shutil.rmtree(path, ignore_errors=True)
-
-
-def _verify(path: Path, items: Iterable[str]) -> None:
-    """Orbax notices a missing file, not a changed byte. Raises _Damaged if a file of `items` is not as it was
-    sealed."""
-    sums = json.loads((path / SEAL).read_text())
-    for item in items:
-        files = [place for place in sums if place.startswith(f"{item}/")]
-        if not files:
-            raise _Damaged(f"it has no item {item}")
-        for place in files:
-            if not (path / place).is_file() or _sha256(path / place) != sums[place]:
-                raise _Damaged(f"{place} is not what was written")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _context() -> ocp.Context:
-    """JSON items are written as JSON, for people to read; everything else as arrays."""
+    """JSON items are written as JSON, for people to read; everything else as arrays.
+
+    Folders are made before anything is written: made beside it, the threads that write wait for one that
+    cannot be made (no inodes are left), five minutes each, and the process with them."""
     context = ocp.Context()
+    context.async_options.create_directories_asynchronously = False
     registry = ocp.handlers.local_registry()
     for item in JSON_ITEMS:
         registry.add(ocp.handlers.JsonHandler, checkpointable_name=item)
@@ -338,8 +362,3 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         asyncio.set_event_loop_policy(before)
-
-
-def _brief(error: BaseException) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"

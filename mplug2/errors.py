@@ -1,6 +1,8 @@
 """What the zoo refuses, and how it says so: one sentence that names both sides and the nearest right name."""
 
 import difflib
+import os
+import re
 from collections.abc import Iterable
 
 
@@ -26,6 +28,20 @@ class CardError(Mplug2Error):
 
 class DownloadError(Mplug2Error):
     """A file that cannot be had from any of its addresses, or a cache that cannot be used."""
+
+
+def cause(error: BaseException) -> str:
+    """Why a file could not be read or written: in the system's words where the system refused it, also where
+    a library tells of it in its own (`... [os_error_code='28']`, TensorStore) or raises another error."""
+    one: BaseException | None = error
+    while one is not None:
+        if isinstance(one, OSError) and one.errno:
+            return one.strerror or os.strerror(one.errno)
+        if found := re.search(r"os_error_code='(\d+)'|\bOS error (\d+)", str(one)):
+            return os.strerror(int(found[1] or found[2]))
+        one = one.__cause__ or one.__context__
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

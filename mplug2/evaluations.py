@@ -355,7 +355,15 @@ def _answers(
 
 def _seen(examples: Sequence[Example]) -> list[Any]:
     """What each example shows: its `video` or `picture`, where it names one, else it is alone."""
-    return [example.get("video") or example.get("picture") or place for place, example in enumerate(examples)]
+
+    def shown(place: int, example: Example) -> Any:
+        for kind in ("video", "picture"):
+            name = example.get(kind)
+            if isinstance(name, int | np.integer) or isinstance(name, str) and name:
+                return kind, name
+        return place
+
+    return [shown(place, example) for place, example in enumerate(examples)]
 
 
 def _predictions(

@@ -5,6 +5,7 @@ while, and end the others with a stack trace. A line breaks at once when the pro
 killed. Over it go JSON lines: first `[process, token]`, at last null (ended well) or `[process, reason]`.
 """
 
+import contextlib
 import json
 import os
 import secrets
@@ -91,7 +92,10 @@ class Lifeline:
             if self._ended:
                 return
         end = f"process {process} has ended ({reason})" if reason else f"process {process} is gone"
-        print(f"mplug2: error: {end}, and process {self._process} ends with it", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # a screen that is gone holds up nothing
+            print(
+                f"mplug2: error: {end}, and process {self._process} ends with it", file=sys.stderr, flush=True
+            )
         os._exit(2)
 
 

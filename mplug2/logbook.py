@@ -3,19 +3,29 @@
 A line of metrics.jsonl is one JSON object: `step`, the metrics of the window that ends there,
 `examples_per_second`, `seconds` since the training step was compiled. On a terminal progress is a bar,
 elsewhere a plain line now and then.
+
+metrics.jsonl is the run's: a line is there whole or not at all, and one that cannot be written ends the
+training. TensorBoard is a convenience, which ends without it.
 """
 
+import contextlib
+import errno
 import json
 import math
+import os
+import re
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn
-from tensorboardX import SummaryWriter
 
 from mplug2 import files
 from mplug2.console import Console
+from mplug2.events import Events
+from mplug2.place import Place
 
 METRICS = "metrics.jsonl"
 PLAIN_SECONDS = 10.0  # between plain lines
@@ -26,14 +36,21 @@ class Logbook:
     again."""
 
     def __init__(
-        self, folder: Path, *, name: str, step: int, steps: int, examples: int, console: Console | None = None
+        self,
+        folder: Path | Place,
+        *,
+        name: str,
+        step: int,
+        steps: int,
+        examples: int,
+        console: Console | None = None,
     ):
         self.steps, self.examples = steps, examples
-        path = folder / METRICS
-        kept = [line for line in read_metrics(folder) if line["step"] <= step]
-        files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a")
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._place = (folder if isinstance(folder, Place) else Place(folder)).open()
+        self._moved = False
+        self._lines = _Lines(self._place, step)
+        self._events = Events(self._place.path / "tensorboard", step + 1)
+        self._given_up = False
         self._console = console or Console()
         self._bar = Progress(
             TextColumn(name, markup=False),
@@ -67,11 +84,9 @@ class Logbook:
             "examples_per_second": round(rate * self.examples, 2),
             "seconds": round(now - self._began, 3),
         }
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        for metric, value in line.items():
-            if metric != "step":
-                self._events.add_scalar(metric, value, step)
+        self._look()
+        self._lines.append(line)
+        self._events.add(step, {metric: value for metric, value in line.items() if metric != "step"})
         left = (self.steps - step) / rate if rate else math.inf
         said = f"loss {metrics['loss']:.4f}  {rate * self.examples:.0f} examples/s  {clock(left)} left"
         self._bar.update(self._task, completed=step, said=said)
@@ -81,17 +96,33 @@ class Logbook:
 
     def judge(self, step: int, name: str, score: float) -> None:
         """The score of a checkpoint."""
-        self._events.add_scalar(f"checkpoint/{name}", score, step)
+        self._events.add(step, {f"checkpoint/{name}": score})
         self.say(f"{self._name}: step {step}/{self.steps}  checkpoint: {name} {score:.4f}")
 
     def say(self, sentence: str) -> None:
         """A line above the bar."""
         self._console.print(sentence, soft_wrap=True)
 
+    def _look(self) -> None:
+        """Says what has become of the folder and of TensorBoard. Raises CheckpointError if the folder is no
+        more."""
+        self._place.check()
+        if self._place.moved and not self._moved:
+            self._moved = True
+            self.say(f"{self._place.given} was moved: the run is kept where it is now, in {self._place.name}")
+        self._look_at_events()
+
+    def _look_at_events(self) -> None:
+        if self._events.failure and not self._given_up:
+            self._given_up = True
+            folder = self._place.name / "tensorboard"
+            self.say(f"{folder}: {self._events.failure}; training goes on without TensorBoard")
+
     def close(self) -> None:
-        self._bar.stop()
-        self._file.close()
         self._events.close()
+        self._look_at_events()
+        self._lines.close()
+        self._bar.stop()
 
     def __enter__(self) -> "Logbook":
         return self
@@ -119,15 +150,100 @@ class Silence:
     def __exit__(self, *_: object) -> None: ...
 
 
-def read_metrics(folder: Path | str) -> list[dict[str, float]]:
-    """All lines of a run's metrics.jsonl; a last line that was cut off by a crash is left out."""
-    path, lines = Path(folder) / METRICS, []
-    for text in path.read_text().splitlines() if path.exists() else []:
+class _Lines:
+    """metrics.jsonl, open for a session that begins after `step`. What is taken back of it is what is done
+    again, and a last line that was cut off; all else stays, byte for byte. Raises CheckpointError."""
+
+    def __init__(self, place: Place, step: int):
+        self._place = place
+        self._path = place.path / METRICS
+        with place.written():
+            files.remove_unfinished(self._path)
+            before = _read(self._path)
+            kept = self._kept(before, step)
+            if kept != before:
+                with files.replacing(self._path) as file:
+                    file.write(kept)
+            self._open()
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """The line is there whole or not at all."""
+        with self._place.written():
+            if not self._there():
+                file, step = self._place.name / METRICS, line["step"]
+                warnings.warn(f"{file} is gone: a new one begins with step {step}", stacklevel=3)
+                self.close()
+                self._open()
+            rest = memoryview(json.dumps(line).encode() + b"\n")
+            try:
+                while rest:  # a disk that fills takes a part
+                    rest = rest[os.write(self._file, rest) :]
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._file, self._size)
+                error.filename = str(self._path)
+                raise
+            self._size = os.fstat(self._file).st_size
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # of a network: every line was written before
+            os.close(self._file)
+
+    def _open(self) -> None:
+        self._file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._size = os.fstat(self._file).st_size
+
+    def _there(self) -> bool:
         try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
-    return lines
+            return os.path.samestat(os.stat(self._path), os.fstat(self._file))
+        except OSError:
+            return False
+
+    def _kept(self, before: bytes, step: int) -> bytes:
+        kept, strange = [], []
+        for number, text in enumerate(re.findall(rb"[^\n]*\n|[^\n]+", before), start=1):
+            line = _parsed(text)
+            if line is None and text.endswith(b"\n"):
+                strange += [number] if text.strip() else []
+                kept.append(text)
+            elif line is not None and line["step"] <= step:
+                kept.append(text if text.endswith(b"\n") else text + b"\n")
+        if strange:
+            told = f"line{'s' * (len(strange) > 1)} {', '.join(map(str, strange[:8]))}"
+            told += f" and {len(strange) - 8} more" if len(strange) > 8 else ""
+            warnings.warn(
+                f"{self._place.name / METRICS}: {told}: not JSON objects with a step; they stay as they are",
+                stacklevel=3,
+            )
+        return b"".join(kept)
+
+
+def read_metrics(folder: Path | str) -> list[dict[str, float]]:
+    """All lines of a run's metrics.jsonl; one that was cut off by a crash, or is none of ours, is left out.
+    Raises CheckpointError if the file cannot be read."""
+    place = Place(folder)
+    with place.written():
+        return [line for text in _read(place.path / METRICS).split(b"\n") if (line := _parsed(text))]
+
+
+def _read(path: Path) -> bytes:
+    """Nothing where there is none."""
+    if not path.exists():
+        return b""
+    if not path.is_file():  # a pipe would be waited for
+        raise FileExistsError(errno.EEXIST, "it is not a file", str(path))
+    return path.read_bytes()
+
+
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    """A line of ours; None for anything else."""
+    try:
+        line = json.loads(text.decode())
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        return None
+    return line
 
 
 def clock(seconds: float) -> str:

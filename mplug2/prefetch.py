@@ -34,6 +34,8 @@ class Prefetch:
     The stream must not be used by anybody else until this is closed. Its errors are raised by `next`.
     """
 
+    PATIENCE = 5.0  # seconds that closing waits for a stream that does not answer
+
     def __init__(self, batches: Batches, place: Callable[[np.ndarray], Array], depth: int = 2):
         self._batches, self._place = batches, place
         self._queue: queue.Queue[Ready | Exception] = queue.Queue(depth)
@@ -72,7 +74,16 @@ class Prefetch:
         return self
 
     def __next__(self) -> Ready:
-        item = self._queue.get()
+        item = self.next(None)
+        assert item is not None
+        return item
+
+    def next(self, patience: float | None) -> Ready | None:
+        """The next one; None if it does not come within so many seconds."""
+        try:
+            item = self._queue.get(timeout=patience)
+        except queue.Empty:
+            return None
         if isinstance(item, Exception):
             self._queue.put(item)  # the next call gets it too
             raise item
@@ -81,7 +92,7 @@ class Prefetch:
     def close(self) -> None:
         """Ends the thread; what was read ahead is dropped."""
         self._stopped.set()
-        self._thread.join()
+        self._thread.join(self.PATIENCE)
 
     def __enter__(self) -> "Prefetch":
         return self

@@ -22,6 +22,7 @@ def take(server: socket.socket, processes: int, patience: float) -> str:
     """On process 0: waits at `server` until all of `processes` have come, or `patience` seconds are over;
     answers them all. The sentence by which they are refused, empty where they belong together."""
     come: dict[int, socket.socket] = {}
+    told: list[socket.socket] = []
     until, refused = time.monotonic() + patience, ""
     with contextlib.ExitStack() as lines:
         while len(come) < processes - 1 and not refused:
@@ -40,10 +41,11 @@ def take(server: socket.socket, processes: int, patience: float) -> str:
                 continue  # somebody else
             if count != processes:
                 refused = f"process {number} was told --processes {count}, process 0 was told {processes}"
-            elif number in come or number == 0:
+            elif number == 0 or number in come and _waits(come[number]):
                 refused = f"two processes were started as --process {number}"
-            come[number if number not in come else -len(come)] = line
-        for line in come.values():
+            come[number] = line  # perhaps in place of one that was started again
+            told.append(line)
+        for line in told:
             _write(line, {"refused": refused})
     return refused
 
@@ -57,6 +59,17 @@ def answer(address: tuple[str, int], process: int, processes: int, patience: flo
     if not isinstance(refused, str):
         raise ConnectionAbortedError("process 0 ended before all had come")
     return refused
+
+
+def _waits(line: socket.socket) -> bool:
+    """Whether the process at the other end, which says nothing more, is still there."""
+    line.setblocking(False)
+    try:
+        return bool(line.recv(1))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
 
 
 def _read(line: socket.socket, patience: float = PATIENCE_WITH_ONE) -> dict[str, Any]:

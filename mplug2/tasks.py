@@ -38,6 +38,7 @@ from mplug2.roles import (
     Vision,
     padding_mask,
     split_key,
+    sum_dtype,
 )
 from mplug2.routes import fused_memory, read, see
 
@@ -196,7 +197,7 @@ def match(
     if accumulation.divided():  # a false partner may be of another part: it is seen, or read, once more
         false_tokens, false_seen = read_text(false_ids), see_clips(everywhere(batch["clips"])[false_clip])
     else:
-        false_tokens, false_seen = tokens[false_text], seen[false_clip]
+        false_tokens, false_seen = _taken(tokens, false_text), _taken(seen, false_clip)
     all_ids = jnp.concatenate([ids, false_ids, ids])
     _, together = fusion(
         jnp.concatenate([seen, seen, false_seen]),
@@ -296,6 +297,12 @@ def _with_others(ids: Array) -> None:
             "its task learns from what tells an example from the others of its batch, and a batch of 1 has "
             "no others: expected at least 2 (objectives.NAME.batch)"
         )
+
+
+def _taken(tokens: Array, index: Array) -> Array:
+    """Tokens `B ...` of the examples of that index, `B`. Gradients of one that is taken many times are summed
+    in float32."""
+    return tokens.astype(sum_dtype(tokens))[index].astype(tokens.dtype)
 
 
 def _draw(similarity: Array, key: Array | None) -> Array:

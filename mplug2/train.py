@@ -2,14 +2,16 @@
 stands.
 
 The loop hands batches to the compiled step (mplug2.step) and never waits for a step that was just begun:
-metrics stay on the devices until a line of the log is due. Ctrl-C or SIGTERM finishes the step, saves and
-returns; a second one aborts. Of several processes (mplug2.processes) all stop after the same step, whichever
-was told to; there only a second Ctrl-C aborts, a second SIGTERM changes nothing.
+metrics stay on the devices until a line of the log is due. Ctrl-C, SIGTERM or SIGHUP (mplug2.interruption)
+finishes the step, saves and returns; a second one, later than a moment, aborts. Of several processes
+(mplug2.processes) all stop after the same step, whichever was told to; there a second SIGTERM changes
+nothing.
+
+The run's folder is held open (mplug2.place): it may have any name, and be moved.
 """
 
 import dataclasses
-import signal
-import threading
+import re
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -18,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 
 from mplug2 import hub, places, processes, sharding
 from mplug2.checkpoint import AVERAGE, Checkpoints, fingerprint
@@ -26,10 +27,12 @@ from mplug2.data.inventory import inventories
 from mplug2.data.stream import stream
 from mplug2.errors import CheckpointError, DataError, Mplug2Error, RecipeError
 from mplug2.hub import lock
+from mplug2.interruption import Interruption
 from mplug2.judge import Judge
 from mplug2.logbook import Logbook, Silence
 from mplug2.network import Network, Parameters
-from mplug2.prefetch import Batches, Prefetch
+from mplug2.place import Place
+from mplug2.prefetch import Batches, Prefetch, Ready
 from mplug2.recipe import Recipe
 from mplug2.run import Run, alone, open_run, read_run, write_json
 from mplug2.settings import in_words, settings
@@ -38,6 +41,9 @@ from mplug2.step import NEVER, Metrics, State, Trainer
 
 IN_FLIGHT = 2
 """Steps that may be begun before the oldest of them is done."""
+
+PATIENCE = 0.5
+"""Seconds after which a training that waits for a batch looks whether it is told to stop."""
 
 
 class DivergedError(Mplug2Error):
@@ -74,14 +80,17 @@ def train(
     (default: the recipe's own data) and `composed` (default: the network assembled as the modes and cards
     say) may be given.
 
-    Raises RecipeError if `run_dir` holds a run of another recipe, DataError if it was trained on other data,
-    ProcessError if the mesh leaves one of
-    several processes out, CheckpointError if `run_dir` cannot be read or written or is trained in by another
-    job, DivergedError with the step, the tasks and the example ids when a loss is not finite.
+    Raises RecipeError if `run_dir` holds a run of another recipe or is an address, DataError if it was
+    trained on other data, ProcessError if the mesh leaves one of several processes out, CheckpointError if
+    `run_dir` cannot be read or written or is trained in by another job, DivergedError with the step, the
+    tasks and the example ids when a loss is not finite.
     """
     _check_same(recipe)
+    if re.match(r"\w[\w+.-]*://", str(run_dir)):
+        raise RecipeError(f"{run_dir} is an address; a run is kept in a folder of this machine")
     processes.check_all_used(recipe.mesh.build())
     with ExitStack() as stack:
+        interruption = stack.enter_context(Interruption())
         processes.of_first(lambda: stack.enter_context(alone(run_dir)))
 
         def opened() -> Run:
@@ -92,17 +101,21 @@ def train(
 
         run = processes.of_first(opened)
         _check_shared(run)
+        place = Place(run.path).open()
         if composed is None:
             processes.of_first(
                 lambda: lock.keep(run.path, lock.of(places.fixed(recipe), run.recipe, run.overrides))
             )
             network, params, report = hub.assemble(recipe)
-            processes.of_first(lambda: write_json(run.path / "load_report.json", dataclasses.asdict(report)))
+            with place.written():
+                processes.of_first(
+                    lambda: write_json(place.path / "load_report.json", dataclasses.asdict(report))
+                )
         else:
             network, params = composed
-        session = _Session(run, recipe, network, params)
+        session = _Session(run, place, recipe, network, params)
         del composed, params  # the session's to let go
-        return session.go(batches or data_stream(recipe))
+        return session.go(batches or data_stream(recipe), interruption)
 
 
 def data_stream(recipe: Recipe) -> Batches:
@@ -147,13 +160,13 @@ def _check_shared(run: Run) -> None:
 class _Session:
     """One start of a run: restores, loops, logs, saves."""
 
-    def __init__(self, run: Run, recipe: Recipe, network: Network, params: Parameters):
-        self.run, self.recipe = run, recipe
+    def __init__(self, run: Run, place: Place, recipe: Recipe, network: Network, params: Parameters):
+        self.run, self.place, self.recipe = run, place, recipe
         self.trainer = Trainer(recipe, network)
         self.frozen_hashes = {
             name: fingerprint(params[name]) for name in params if name not in self.trainer.names
         }
-        self.checkpoints = Checkpoints(run.path, recipe.keep, recipe.best)
+        self.checkpoints = Checkpoints(place, recipe.keep, recipe.best)
         self.judge = Judge(recipe, network)
         self.losses: dict[str, float] = {}  # as the log has them, of the last step that is known to be done
         self.params = params
@@ -161,7 +174,7 @@ class _Session:
         self.recent: deque[tuple[int, dict[str, list[int]]]] = deque()  # steps not yet known to be finite
         self.begun: deque[tuple[int, Metrics]] = deque()  # steps not yet known to be done
 
-    def go(self, batches: Batches) -> Outcome:
+    def go(self, batches: Batches, interruption: Interruption) -> Outcome:
         recipe, trainer = self.recipe, self.trainer
         step, state = self._restored(batches)
         # The state holds a copy of what is trained: from here on only frozen modules are kept beside it.
@@ -169,25 +182,27 @@ class _Session:
         examples = sum(feed.batch for feed in recipe.feeds.values())
         with ExitStack() as stack:
             logbook = stack.enter_context(
-                Logbook(self.run.path, name=recipe.name, step=step, steps=recipe.steps, examples=examples)
+                Logbook(self.place, name=recipe.name, step=step, steps=recipe.steps, examples=examples)
                 if processes.first()
                 else Silence()
             )
             for note in self.run.notes:
                 logbook.say(f"{self.run.path}: {note}")
             if step >= recipe.steps:
-                logbook.say(f"{self.run.path}: this run is finished, all its {step} steps are done")
+                logbook.say(f"{self.place.name}: this run is finished, all its {step} steps are done")
                 return self._outcome(step, state)
             if step:
-                logbook.say(f"{self.run.path}: continuing after step {step}")
+                logbook.say(f"{self.place.name}: continuing after step {step}")
             if idle := sharding.idle(trainer.mesh):
                 logbook.say(idle)
             stack.callback(self.checkpoints.join)  # an error may come while a save still goes on
             feed = stack.enter_context(Prefetch(batches, trainer.place_batch))
-            interruption = stack.enter_context(Interruption(logbook))
+            interruption.hold(logbook.say)
             first = step + 1
             while step < recipe.steps and not interruption.asked(step):
-                ready = self._next(feed)
+                ready = self._next(feed, interruption)
+                if ready is None:
+                    continue
                 state, metrics = trainer.step(state, frozen, ready.arrays)
                 step += 1
                 self.position = ready.position
@@ -208,14 +223,19 @@ class _Session:
             self.checkpoints.wait()
             if step < recipe.steps:
                 ended = f"stopped after step {step} of {recipe.steps}; the same command continues"
+                ended += f" with --run-dir {self.place.name}" if self.place.moved else ""
             else:
                 ended = f"finished after step {step}"
-            logbook.say(f"{self.run.path}: {ended}")
+            logbook.say(f"{self.place.name}: {ended}")
         return self._outcome(step, state)
 
-    def _next(self, feed: Prefetch) -> Any:
+    def _next(self, feed: Prefetch, interruption: Interruption) -> Ready | None:
+        """The next batches; None if this process is told to stop while they do not come."""
         try:
-            return next(feed)
+            while (ready := feed.next(PATIENCE)) is None:
+                if interruption.noted and not jax.distributed.is_initialized():
+                    break  # of several processes all take the same steps
+            return ready
         except StopIteration:
             raise DataError("the stream of batches has ended before the recipe's last step") from None
 
@@ -232,10 +252,18 @@ class _Session:
                     self.recent.popleft()
                 self.losses = {name: float(value) for name, value in metrics["metrics"].items()}
                 if due:
-                    logbook.log(step, self.losses)
+                    self._log(step, logbook)
             else:
                 jax.block_until_ready(metrics)
             logbook.advance(step)
+
+    def _log(self, step: int, logbook: Logbook | Silence) -> None:
+        self._check_place()
+        try:
+            logbook.log(step, self.losses)
+        except CheckpointError as error:
+            self.checkpoints.join()
+            raise CheckpointError(f"{error}; {self.checkpoints.kept}") from error
 
     def _check(self, bad: State) -> None:
         """Raises DivergedError if a step had a loss or a gradient that is not finite."""
@@ -275,7 +303,16 @@ class _Session:
         logbook.judge(step, self.recipe.best, score)
         return {self.recipe.best: score}
 
+    def _check_place(self) -> None:
+        """Raises CheckpointError if what is kept from here on could not be continued from."""
+        self.place.check()
+        if not (self.place.path / "run.json").exists():
+            raise CheckpointError(
+                f"run directory {self.place.name} was emptied while it was trained in: it has no run.json"
+            )
+
     def _save(self, step: int, state: State, scores: dict[str, float]) -> None:
+        self._check_place()
         metadata = {
             "step": step,
             "recipe": self.run.fingerprint,
@@ -296,7 +333,7 @@ class _Session:
         for name, digest in items["metadata"]["frozen"].items():
             if self.frozen_hashes.get(name) != digest:
                 raise CheckpointError(
-                    f"{self.run.path}: frozen module {name} is not the one that this run began with"
+                    f"{self.place.name}: frozen module {name} is not the one that this run began with"
                 )
         self.checkpoints.continue_from(step)
         batches.set_state(items["iterator"])
@@ -309,47 +346,8 @@ class _Session:
 
     def _outcome(self, step: int, state: State) -> Outcome:
         params = {**self.params, **state["params"]}
-        return Outcome(self.run, step, step >= self.recipe.steps, params, state.get("ema", {}))
-
-
-class Interruption:
-    """While it is entered, the first Ctrl-C or SIGTERM makes `asked` true, the second raises
-    KeyboardInterrupt.
-
-    In several processes JAX itself listens for SIGTERM, however many come, and tells all of them; a first
-    Ctrl-C here is passed on as one.
-    """
-
-    def __init__(self, logbook: Logbook | Silence):
-        self._noted = False
-        self._logbook = logbook
-        self._before: dict[int, Any] = {}
-
-    def asked(self, step: int) -> bool:
-        """Whether to stop after `step`: the same in all processes, each of which asks after every step."""
-        if jax.distributed.is_initialized():
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._noted
-
-    def _note(self, number: int, _: Any) -> None:
-        if self._noted:
-            raise KeyboardInterrupt
-        self._noted = True
-        self._logbook.say(
-            f"{signal.Signals(number).name}: finishing this step and saving; once more stops at once"
-        )
-        if jax.distributed.is_initialized():
-            signal.raise_signal(signal.SIGTERM)
-
-    def __enter__(self) -> "Interruption":
-        numbers = [signal.SIGINT] if jax.distributed.is_initialized() else [signal.SIGINT, signal.SIGTERM]
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python forbids it
-            self._before = {number: signal.signal(number, self._note) for number in numbers}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        run = dataclasses.replace(self.run, path=self.place.name)
+        return Outcome(run, step, step >= self.recipe.steps, params, state.get("ema", {}))
 
 
 def _joined(ids: Sequence[dict[str, list[int]]]) -> dict[str, list[int]]:

@@ -24,7 +24,8 @@ def environ(devices: int) -> dict[str, str]:
         "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}",
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
-        "XLA_FLAGS": "--xla_cpu_collective_call_terminate_timeout_seconds=900",  # as in conftest.py
+        # As in conftest.py, and what the tests themselves were given.
+        "XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_cpu_collective_call_terminate_timeout_seconds=900",
     }
 
 

@@ -10,6 +10,7 @@ child runs all of a file's tests that need n devices and sends its reports back;
 import atexit
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -27,13 +28,43 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX starts: an accelerat
 hypothesis.settings.register_profile("same", derandomize=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
-# No test touches the user's own cache: all processes of this run share one of their own.
-if "MPLUG2_TESTS_CACHE" not in os.environ:
+# Most of the time goes into compiling programs that run a few times. A flag that is given twice holds as it
+# is given last: by the user.
+QUICK = "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
+
+if "MPLUG2_TESTS_CACHE" not in os.environ:  # else a process of a run that has begun
+    # No test touches the user's own cache: all processes of this run share one of their own.
     os.environ["MPLUG2_CACHE"] = os.environ["MPLUG2_TESTS_CACHE"] = tempfile.mkdtemp(prefix="mplug2-tests-")
     atexit.register(shutil.rmtree, os.environ["MPLUG2_CACHE"], ignore_errors=True)
+    os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
+
+PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=900"
+"""XLA aborts where a device is late by more than 40 s, which a busy machine's may be."""
 
 _CHILD = "MPLUG2_TEST_REPORTS"  # set in a child: the file that takes its reports, one JSON object per line
 _REPORTS = pytest.StashKey[dict[tuple[Path, int], dict[str, list[pytest.TestReport]]]]()
+
+
+LONGEST = ("test_processes", "test_commands", "test_meshes", "test_recipes", "test_kills", "test_bench")
+"""Files that begin first, so that no process is left with one of them at the end."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--shuffle", type=int, metavar="SEED", help="run files, and the tests of each, in any order"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of a file stay together, for what they share."""
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    order = sorted(files, key=lambda path: path.stem not in LONGEST)
+    if (seed := config.getoption("shuffle")) is not None:
+        order = random.Random(seed).sample(order, len(order))
+        files = {path: random.Random(seed).sample(own, len(own)) for path, own in files.items()}
+    items[:] = [item for path in order for item in files[path]]
 
 
 def _devices(item: pytest.Item) -> int | None:
@@ -72,8 +103,7 @@ def _run_child(item: pytest.Item, count: int) -> dict[str, list[pytest.TestRepor
         _CHILD: str(path),
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(count),
-        # XLA aborts where a device is late by more than 40 s, which a busy machine's may be.
-        "XLA_FLAGS": "--xla_cpu_collective_call_terminate_timeout_seconds=900",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {PATIENT}",
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", ""]
     child = subprocess.run(

@@ -221,7 +221,7 @@ def test_json_of_a_file_with_a_strange_name_is_json(tmp_path, monkeypatch, capsy
         is_cut = staticmethod(lambda text: False)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mplug2.tools.predict.open_predictor", lambda source: Silent)
+    monkeypatch.setattr("mplug2.tools.predict.open_predictor", lambda source, **_: Silent)
     names = [os.fsdecode(b"caf\xe9.png"), "b\x1b.png"]
     for name in names:
         (tmp_path / name).touch()

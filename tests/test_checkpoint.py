@@ -3,13 +3,19 @@ import os
 import resource
 import shutil
 import signal
+import threading
+import time
 import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from disks import small_disk
+from orbax.checkpoint import v1 as ocp
 
+from mplug2 import seal
 from mplug2.checkpoint import Checkpoints, fingerprint, restore_modules
 from mplug2.errors import CheckpointError
 
@@ -23,7 +29,7 @@ def items(value: float, size: int = 3) -> dict:
         "optimizer": {"count": jnp.int32(7)},
         "window": {"count": jnp.int32(1)},
         "iterator": {"step": 5, "batch": {"caption": 64}},
-        "metadata": {"step": 5, "frozen": {}},
+        "metadata": {"step": int(value), "frozen": {}},
     }
 
 
@@ -225,3 +231,142 @@ def test_the_best_one_stays_beside_the_last_n_and_is_what_the_run_has_learned(ju
     checkpoints.path(best).joinpath("files.json").write_text("{}")
     with pytest.warns(UserWarning, match="trying"):
         assert restore_modules(tmp_path, best=judged_by)[0] == 5
+
+
+NAMES = ["lr[0.1]", "a*b?c", "{x}%20#&", "back\\slash", " a b\nc ", "-x", "gs:bucket", "file::zip", "é"]
+
+
+@pytest.mark.parametrize("name", ["lr[0.1]", "/".join(NAMES), os.fsdecode(b"%2e\xff\xfe")], ids=ascii)
+def test_a_folder_of_any_name_keeps_its_checkpoints_in_itself(name, tmp_path):
+    folder = tmp_path / "around" / name
+    folder.mkdir(parents=True)
+    saved(folder, 5)
+    assert [path.name for path in (folder / "checkpoints" / "5" / "vision").glob("manifest*")]
+    np.testing.assert_array_equal(
+        restore_modules(folder, ["vision"], ema=False)[1]["vision"]["kernel"], np.full((3, 3), 5.0)
+    )
+    (tmp_path / "around").rename(tmp_path / "plain")
+    assert restore_modules(tmp_path / "plain" / name)[0] == 5
+
+
+def test_a_folder_that_is_moved_between_two_saves_stays_one(tmp_path):
+    (tmp_path / "here").mkdir()
+    checkpoints = saved(tmp_path / "here", 4)
+    (tmp_path / "here").rename(tmp_path / "there")
+    checkpoints.save(5, items(5.0))
+    checkpoints.wait()
+    assert Checkpoints(tmp_path / "there").steps == checkpoints.steps == [4, 5]
+    assert checkpoints.path(5) == tmp_path / "there" / "checkpoints" / "5"
+    assert not (tmp_path / "here").exists()
+
+
+def test_a_folder_that_is_removed_between_two_saves_is_not_begun_again(tmp_path):
+    (tmp_path / "here").mkdir()
+    checkpoints = saved(tmp_path / "here", 4)
+    shutil.rmtree(tmp_path / "here")
+    with pytest.raises(CheckpointError, match="here was removed while it was trained in"):
+        checkpoints.save(5, items(5.0))
+    assert not (tmp_path / "here").exists()
+
+
+def lost(path):
+    shutil.rmtree(path / "vision" / "d")
+    (path / "vision" / "manifest.ocdbt").unlink()
+
+
+def another_text(path):
+    (path / "iterator" / "data.json").write_text('{"step": 6}')
+
+
+def another_array(path):
+    shutil.rmtree(path / "vision")
+    shutil.copytree(path / "text", path / "vision")
+
+
+@pytest.mark.parametrize("loss", [lost, another_text, another_array], ids=lambda loss: loss.__name__)
+def test_what_cannot_be_read_back_is_not_complete(loss, tmp_path, monkeypatch):
+    checkpoints = saved(tmp_path, 4)
+    opened = ocp.checkpointables_metadata
+    monkeypatch.setattr(ocp, "checkpointables_metadata", lambda path: loss(Path(path)) or opened(path))
+    with pytest.raises(CheckpointError, match=r"checkpoints/5 could not be written .*checkpoint 4 is whole"):
+        checkpoints.save(5, items(5.0))
+        checkpoints.wait()
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["4"]
+
+
+def test_checkpoints_that_changed_names_are_refused_and_the_next_older_one_is_used(tmp_path):
+    checkpoints = saved(tmp_path, 100, 200, 400)
+    checkpoints.path(200).rename(checkpoints.path(0))
+    checkpoints.path(400).rename(checkpoints.path(200))
+    checkpoints.path(0).rename(checkpoints.path(400))
+    with pytest.warns(UserWarning, match=r"its folder is named \d00, and it is of step \d00"):
+        assert restore_modules(tmp_path)[0] == 100
+        step, _ = checkpoints.restore(wanted(items(0.0))) or pytest.fail("nothing there")
+    assert step == 100
+    checkpoints.continue_from(100)  # whole as they are, they are not thrown away
+    assert {path.name for path in checkpoints.folder.iterdir()} == {"100", "refused-200", "refused-400"}
+    assert checkpoints.steps == [100]
+
+
+def test_a_renamed_checkpoint_alone_is_a_sentence_that_says_its_step(tmp_path):
+    checkpoints = saved(tmp_path, 200)
+    checkpoints.path(200).rename(checkpoints.path(300))
+    said = r"checkpoints/300 is not what its name says \(its folder is named 300, and it is of step 200"
+    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match=said):
+        restore_modules(tmp_path)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    for name, recipe in (("one", "aaaa"), ("other", "bbbb")):
+        values = {"recipe": "toy", "overrides": [], "fingerprint": recipe, "settings": {}, "sessions": []}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps(values))
+        checkpoints = Checkpoints(tmp_path / name)
+        checkpoints.save(5, items(5.0) | {"metadata": {"step": 5, "recipe": recipe, "frozen": {}}})
+        checkpoints.wait()
+    assert restore_modules(tmp_path / "one")[0] == 5
+    shutil.rmtree(tmp_path / "one" / "checkpoints")
+    shutil.copytree(tmp_path / "other" / "checkpoints", tmp_path / "one" / "checkpoints")
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(CheckpointError, match="it is of a run of another recipe"),
+    ):
+        restore_modules(tmp_path / "one")
+
+
+def test_a_checkpoint_that_says_nothing_of_itself_is_refused(tmp_path):
+    checkpoints = saved(tmp_path, 5)
+    path = checkpoints.path(5)
+    (path / "metadata" / "data.json").write_text("5")
+    seal.write(path)
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(CheckpointError, match="metadata is int, expected an object"),
+    ):
+        restore_modules(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["٣", "²", "007", "5.orbax", "-1"])
+def test_only_a_number_as_we_write_it_is_a_step(name, tmp_path):
+    (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    (tmp_path / "checkpoints" / name / "files.json").write_text("{}")
+    assert Checkpoints(tmp_path).steps == []
+    Checkpoints(tmp_path).continue_from(0)
+
+
+@pytest.mark.parametrize("inodes", [30, 86])
+def test_where_no_inodes_are_left_a_save_ends_and_says_so(inodes, tmp_path, capfd):
+    with small_disk(tmp_path, f"size=4m,nr_inodes={inodes}"):
+        checkpoints, before = Checkpoints(tmp_path), threading.active_count()
+        with pytest.raises(CheckpointError) as refused:
+            for step in (4, 5):
+                checkpoints.save(step, items(float(step)))
+                checkpoints.wait()
+        assert "No space left on device: there are no inodes left for new files" in str(refused.value)
+        until = time.monotonic() + 5  # threads that wait for a word from one that failed wait five minutes
+        while threading.active_count() > before and time.monotonic() < until:
+            time.sleep(0.01)
+        stuck = [t.name for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
+        assert stuck == [] and "Traceback" not in capfd.readouterr().err
+        assert Checkpoints(tmp_path).steps == ([] if inodes == 30 else [4])
+        del checkpoints

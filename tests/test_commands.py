@@ -20,13 +20,15 @@ from mplug2.tools.main import main
 from mplug2.tools.predict import open_predictor
 
 ROOT = Path(__file__).parent.parent
+QUICK = ("steps=2", "dropout=false")
+"""Drawing what drops out takes half of a step's compiling."""
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """An image captioner trained for two steps."""
     folder = tmp_path_factory.mktemp("runs") / "captioner"
-    assert main(["train", "image_caption.tiny", "steps=2", "--run-dir", str(folder)]) == 0
+    assert main(["train", "image_caption.tiny", *QUICK, "--run-dir", str(folder)]) == 0
     return folder
 
 
@@ -90,7 +92,7 @@ def test_quickstart_scores_trains_and_writes_its_page(monkeypatch, tmp_path):
     monkeypatch.setattr(quickstart, "RECIPE", "image_qa.tiny")
     # As in a process of its own: the cache of compiled functions goes with it.
     monkeypatch.setattr(quickstart.jax.config, "update", lambda *_: None)
-    assert main(["quickstart", "--out", str(tmp_path), "--limit", "4", "steps=2"]) == 0
+    assert main(["quickstart", "--out", str(tmp_path), "--limit", "4", *QUICK]) == 0
     page = (tmp_path / "report.html").read_text()
     assert quickstart.SHIPPED in page and quickstart.SCRATCH in page and "<polyline" in page
     assert "<img" in page and not re.search(r'(src|href)="(?!data:)', page)

@@ -1,7 +1,10 @@
 """The `devices` mark of conftest.py gives a test its devices, and cannot lose a failure."""
 
+import os
+
 import jax
 import pytest
+from conftest import QUICK
 
 
 def test_an_unmarked_test_has_one_device():
@@ -9,8 +12,9 @@ def test_an_unmarked_test_has_one_device():
 
 
 @pytest.mark.devices(8)
-def test_a_marked_test_has_its_devices(tmp_path):
+def test_a_marked_test_has_its_devices_and_the_compilers_flags_of_the_others():
     assert jax.device_count() == 8
+    assert QUICK in os.environ["XLA_FLAGS"]
 
 
 @pytest.mark.devices(8)

@@ -13,6 +13,7 @@ from test_convert_families import clip_of_hugging_face, clip_of_openai
 from torch_writer import save
 
 from mplug2 import hub
+from mplug2.convert import conversion
 from mplug2.convert.families import unwrapped
 from mplug2.convert.stated import beside, check_whole
 from mplug2.data.pixels import CLIP_MEAN
@@ -64,9 +65,11 @@ def test_a_shard_is_refused_by_its_index_under_any_name(tmp_path):
         "model-00001-of-00002.safetensors",
         "pytorch_model-00002-of-00010.bin",
         "model_1_of_2.pt",
-        "mp_rank_00_model_states.pt",
-        "consolidated.00.pth",
+        "model-00001of00002.bin",
+        "mp_rank_01_model_states.pt",
+        "consolidated.03.pth",
         "model.safetensors.part1",
+        "shard-2.pt",
     ],
 )
 def test_a_shard_is_refused_by_its_name(tmp_path, name):
@@ -75,10 +78,27 @@ def test_a_shard_is_refused_by_its_name(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["model-00001-of-00001.safetensors", "model.safetensors", "vit-2-of-hearts.pt"]
+    "name",
+    [
+        "model-00001-of-00001.safetensors",
+        "model.safetensors",
+        "vit-2-of-hearts.pt",
+        "bert-lora-rank16.pt",
+        "mp_rank_00_model_states.pt",
+        "consolidated.00.pth",
+    ],
 )
 def test_a_whole_file_is_taken(tmp_path, name):
     check_whole(tmp_path / name, ["a"])
+
+
+def test_the_first_of_several_numbered_files_is_told_by_the_others(tmp_path):
+    for first, second in (("mp_rank_00_model.pt", "mp_rank_01_model.pt"), ("rank0.bin", "rank1.bin")):
+        (tmp_path / first).touch()
+        check_whole(tmp_path / first, ["a"])
+        (tmp_path / second).touch()
+        with pytest.raises(CheckpointError, match="one of several files"):
+            check_whole(tmp_path / first, ["a"])
 
 
 @pytest.mark.parametrize(
@@ -191,7 +211,28 @@ def test_timms_configuration_says_depth_and_pixels(tmp_path):
     assert converted(file, "vit", tmp_path / "out") == 2  # of another depth than the base
 
 
-@pytest.mark.parametrize("mean", [[0.5, 0.5], ["a", "b", "c"], {"r": 1}, [float("nan")] * 3])
+def test_timms_configuration_says_what_sets_a_model_apart_from_its_name(tmp_path):
+    said = {"architecture": "deit_tiny_patch16_224", "num_features": 192, "pretrained_cfg": {}}
+    assert beside(write(tmp_path / "x", config=said), "vit").sizes == {"depth": 12, "patch": 16, "width": 192}
+    stated = beside(write(tmp_path / "x", config=said | {"model_args": {"depth": 6, "num_heads": 4}}), "vit")
+    assert stated.sizes == {"depth": 6, "patch": 16, "width": 192}
+    assert stated.settings and stated.settings.heads == 4
+
+
+def test_heads_that_hugging_faces_nested_configuration_leaves_out_are_its_own_default(tmp_path):
+    said = {"model_type": "clip", "projection_dim": 512, "vision_config": {"dropout": 0.0, "patch_size": 16}}
+    stated = beside(write(tmp_path / "x", config=said), "clip")
+    assert stated.settings and stated.settings.heads == 12 and stated.settings.activation == "quick_gelu"
+
+
+@pytest.mark.parametrize("head", ["abc", [64], -1, 0, 128, True])
+def test_heads_of_open_clip_that_are_no_number_or_too_wide_are_refused(tmp_path, head):
+    tower = {"width": 64, "layers": 2, "patch_size": 8, "image_size": 32, "head_width": head}
+    with pytest.raises(CheckpointError, match="tower of width 64 has heads of"):
+        beside(write(tmp_path / "x", open_clip_config={"model_cfg": {"vision_cfg": tower}}), "clip")
+
+
+@pytest.mark.parametrize("mean", [[0.5, 0.5], ["a", "b", "c"], {"r": 1}, [float("nan")] * 3, [10**400] * 3])
 def test_pixels_that_are_no_three_numbers_are_refused(tmp_path, mean):
     with pytest.raises(CheckpointError, match="mean of pixels is"):
         beside(write(tmp_path / "x", preprocessor_config={"image_mean": mean, "image_std": 1.0}), "clip")
@@ -234,6 +275,34 @@ def test_a_wrapped_checkpoint_becomes_the_same_modules(tmp_path, plain_bert, suf
         assert converted(file, "bert", tmp_path / f"{name}-out") == 0
         sha256.add(hub.find(tmp_path / f"{name}-out", "text").file.sha256)
     assert len(sha256) == 1 and "_orig_mod" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("length", [0x8B1F, 0x4B50, 0x2480])
+def test_a_header_whose_length_begins_like_another_format_is_a_header(tmp_path, plain_bert, length):
+    # gzip's first two bytes, a zip's, and the first of a pickle, which one header of 32 has
+    file = write(tmp_path / "x.safetensors", plain_bert)
+    content = file.read_bytes()
+    old = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + old].rstrip().ljust(length)
+    file.write_bytes(length.to_bytes(8, "little") + header + content[8 + old :])
+    tensors, _ = conversion.read_checkpoint(file)
+    assert set(tensors) == set(plain_bert)
+
+
+def test_an_index_lists_keys_as_they_stand_in_the_file(tmp_path, plain_bert):
+    keys = [f"module.{key}" for key in plain_bert]
+    file = write(
+        tmp_path / "x.safetensors",
+        dict(zip(keys, plain_bert.values(), strict=True)),
+        **{"model.safetensors.index": {"weight_map": dict.fromkeys(keys, "x.safetensors")}},
+    )
+    assert set(conversion.read_checkpoint(file)[0]) == set(plain_bert)
+
+
+def test_a_vocabulary_that_is_not_there_is_named(tmp_path, plain_bert, capsys):
+    file = write(tmp_path / "x.safetensors", plain_bert, config={"num_attention_heads": 2})
+    assert converted(file, "bert", tmp_path / "out", "--vocabulary", str(tmp_path / "no.txt")) == 2
+    assert "no.txt: cannot be read (No such file" in capsys.readouterr().err
 
 
 def test_the_contents_decide_what_a_file_is(tmp_path, plain_bert):

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from rich.console import Console
 
 from mplug2 import blind
 from mplug2.caption_scores import CocoWords, PlainWords
+from mplug2.console import Console
 from mplug2.data import grammar
 from mplug2.data.handwriting import Handwriting
 from mplug2.data.pixels import Preprocessing
@@ -34,7 +34,7 @@ from mplug2.evaluate import (
     ZeroShot,
     evaluate,
 )
-from mplug2.evaluations import _classes, _shuffled
+from mplug2.evaluations import _classes, _seen, _shuffled
 from mplug2.inference import Compiled, Inference
 from mplug2.judge import Judge
 from mplug2.metrics import equal_strings, exact_match, vqa_accuracy
@@ -577,3 +577,11 @@ def test_the_judge_of_checkpoints_gives_the_score_that_the_recipe_names():
     assert Judge(replace(known, best="loss"), network).score({"loss": 7.0}, network.init(0)) == 7.0
     with pytest.raises(RecipeError, match="best is digit/count, expected one of digit"):
         Judge(replace(known, best="digit/count"), network).score({}, network.init(0))
+
+
+def test_examples_are_together_by_the_name_of_what_they_show_alone_otherwise():
+    pixels = np.zeros((2, 2))
+    named = [{"video": "1"}, {"video": "1"}, {"video": 1}, {"picture": 1}]
+    seen = _seen([*named, {"video": ""}, {"video": pixels}])
+    assert seen[0] == seen[1] and len(set(seen)) == 5
+    assert _seen([{"video": 1}, {}])[0] != _seen([{}, {}])[1]

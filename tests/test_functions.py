@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from exact import assert_equal, in_float64, widened
 
-from mplug2.modules.functions import attention, dense
+from mplug2.modules.functions import attention, convolve, dense
 from mplug2.roles import sum_dtype
 
 B, K, N, M, D = 2, 3, 5, 7, 4
@@ -75,3 +75,26 @@ def test_a_product_and_its_gradients_are_those_of_the_formula():
     found, back = differentiated(dense, x, kernel)
     expected, expected_back = differentiated(jnp.matmul, x, kernel)
     assert_equal((found, back(gradient)), (expected, expected_back(gradient)))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_convolution_and_its_gradients_are_those_of_the_formula(stride):
+    keys = jax.random.split(jax.random.key(4), 3)
+    x, kernel = jax.random.normal(keys[0], (B, 6, 4, N)), jax.random.normal(keys[1], (3, 3, N, D))
+    gradient = jax.random.normal(keys[2], (B, 6 // stride, 4 // stride, D))
+
+    def plain(x, kernel):
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=layout)
+
+    found, back = differentiated(lambda x, kernel: convolve(x, kernel, stride), x, kernel)
+    expected, expected_back = differentiated(plain, x, kernel)
+    np.testing.assert_array_equal(found, expected)
+    for one, other in zip(back(gradient), expected_back(gradient), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_of_pixels_no_gradient_is_computed():
+    x, kernel = jnp.ones((B, 6, 4, 3)), jnp.ones((3, 3, 3, D))
+    program = jax.make_jaxpr(jax.grad(lambda kernel: jnp.sum(convolve(x, kernel, 2))))(kernel)
+    assert str(program).count("conv_general_dilated[") == 2  # forward and the kernel's

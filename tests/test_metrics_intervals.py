@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mplug2.caption_scores import caption_scores
 from mplug2.errors import DataError
 from mplug2.metrics import bootstrap, interval, jackknife, wilson
 
@@ -61,6 +62,45 @@ def test_what_no_other_sample_bounds_has_no_interval():
 def test_a_score_from_0_to_10_is_bounded_by_10():
     low, high = found(np.full(20, 10.0), most=10.0)
     assert (low, high) == pytest.approx((10 * found(np.ones(20)).low, 10.0))
+
+
+@pytest.mark.parametrize("rounded", [10 + 2e-15, 10 - 2e-15])
+def test_a_perfect_score_that_rounding_moved_is_no_more_certain(rounded):
+    low, high = found([10.0, rounded, 10.0], most=10.0)
+    assert (low, high) == pytest.approx((10 * found(np.ones(3)).low, 10.0))
+    assert interval([0.3, 0.1 + 0.2]) is None
+
+
+@pytest.mark.parametrize("half", [0.9, 0.5])
+def test_one_answer_less_than_perfect_among_many_leaves_as_much_open(half):
+    low, high = found([*np.ones(999), half])
+    assert high > 0.9999 and low < found(np.ones(1000)).low
+
+
+@pytest.mark.parametrize("short", [1e-10, 1e-5])
+def test_a_corpus_score_that_is_never_quite_perfect_nor_nothing_is_not_certain(short):
+    # BLEU adds 1e-9 to its counts: of 4 to 9 captions, all perfect or all without a common word
+    for score, end in ((lambda some: 1 - short / len(some), 1.0), (lambda some: short / len(some), 0.0)):
+        bounds = jackknife(score, 20)
+        assert bounds == pytest.approx(found(np.full(20, end)), abs=1e-4)
+
+
+def test_perfect_captions_have_intervals_that_tell_how_few_they_are():
+    words = "a red cat sits on the mat and two dogs run in a big field today as it rains".split()
+    captions = [" ".join(words[start : start + 5 + start % 3]) for start in range(12)]
+    for name, score in caption_scores(captions, [[one] for one in captions], [], meteor=True).items():
+        most = 10 if name == "/cider" else 1
+        assert score.value == pytest.approx(most) and score.low is not None
+        assert 0.6 * most < score.low < 0.9 * most, name
+
+
+def test_groups_that_are_no_names_and_values_without_bounds_are_refused_in_a_sentence():
+    for groups in ([[1], [2]], np.zeros((2, 2))):
+        with pytest.raises(DataError, match="no name"):
+            interval([0.0, 1.0], groups)
+    with pytest.raises(DataError, match="infinity"):
+        interval([np.inf, 0.0])
+    assert jackknife(lambda indices: 0.5, 0) is None
 
 
 def test_a_jackknife_of_few_parts_is_as_wide_as_students_t():

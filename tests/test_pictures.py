@@ -62,6 +62,31 @@ def test_a_ramp_of_any_depth_is_a_ramp_of_8_bits(tmp_path: Path, name, levels):
     np.testing.assert_allclose(shown[..., 0], RAMP * 255, atol=0.51)
 
 
+def tiff(data: bytes, width: int, height: int, bits: int, photometric: int = 1) -> bytes:
+    """A gray TIFF of unsigned numbers as they lie in `data`, of kinds that Pillow does not write."""
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1)]
+    tags += [(278, height), (279, len(data)), (339, 1)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return (
+        b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+    )
+
+
+def test_levels_that_pillow_hands_on_otherwise_than_stated_are_as_stated(tmp_path: Path):
+    width, height = RAMP.shape[1], RAMP.shape[0]
+    whole = (RAMP * 4095).round().astype(int).reshape(-1, 2)
+    twelve = np.stack([whole[:, 0] >> 4, (whole[:, 0] & 15) << 4 | whole[:, 1] >> 8, whole[:, 1] & 255], 1)
+    unsigned = (RAMP * (2**32 - 1)).astype("<u4").tobytes()
+    inverted = ((1 - RAMP) * 65535).round().astype("<u2").tobytes()
+    for content in (
+        tiff(twelve.astype(np.uint8).tobytes(), width, height, 12),
+        tiff(unsigned, width, height, 32),
+        tiff(inverted, width, height, 16, photometric=0),
+    ):
+        (tmp_path / "a.tiff").write_bytes(content)
+        np.testing.assert_allclose(pixels(tmp_path / "a.tiff")[..., 0], RAMP * 255, atol=0.51)
+
+
 def test_a_dark_picture_of_16_bits_stays_dark_and_of_floats_below_one_too(tmp_path: Path):
     Image.fromarray(np.full((8, 8), 2570, np.uint16)).save(tmp_path / "a.png")
     Image.fromarray(np.full((8, 8), 2570, np.uint16)).save(tmp_path / "a.pgm")

@@ -116,7 +116,14 @@ def test_the_first_loss_is_the_golden_one(name):
     assert first_losses(name) == pytest.approx(golden, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", recipes.RECIPES)
+# Of these, other recipes of the fast suite learn the same tasks.
+TWICE = ("pretrain", "image_retrieval", "minilm_retrieval", "video_qa")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in TWICE else ()) for name in recipes.RECIPES],
+)
 def test_a_tiny_recipe_overfits_a_fixed_batch(name):
     # Recipes that differ in their data alone are one program, and see one batch.
     recipe, same = tiny(name), ("caption", "qa")

@@ -6,8 +6,8 @@ import re
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
 
+from mplug2.console import Console
 from mplug2.report import Exhibit, Report, Saying
 from mplug2.scores import Results, Score
 

@@ -33,6 +33,16 @@ def test_two_processes_of_one_number_are_told_so():
     assert set(sentences) == {"two processes were started as --process 1"}
 
 
+def test_a_process_that_was_started_again_takes_the_place_of_the_one_that_ended():
+    with rollcall.listening(0) as server, ThreadPoolExecutor() as pool:
+        address = ("127.0.0.1", server.getsockname()[1])
+        first = pool.submit(rollcall.take, server, 3, 5.0)
+        with socket.create_connection(address) as line:
+            line.sendall(b'{"process": 1, "processes": 3}\n')
+        again = [pool.submit(rollcall.answer, address, number, 3, 5.0) for number in (1, 2)]
+        assert [future.result() for future in (first, *again)] == [""] * 3
+
+
 def test_another_number_of_processes_is_told_to_all():
     sentences = called([(1, 2)], count=3)
     assert set(sentences) == {"process 1 was told --processes 2, process 0 was told 3"}

@@ -66,7 +66,7 @@ class Options:
 
 def read_checkpoint(path: Path) -> tuple[dict[str, StoredTensor], str]:
     """The tensors of a .safetensors file, or of PyTorch's, and what they were wrapped in. Raises
-    CheckpointError."""
+    CheckpointError, for a part of a checkpoint as well."""
     if path.is_dir():
         held = [
             file.name
@@ -79,11 +79,14 @@ def read_checkpoint(path: Path) -> tuple[dict[str, StoredTensor], str]:
         raise CheckpointError(f"{path}: there is no such file")
     with path.open("rb") as file:
         head = file.read(256)
-    if what := mistaken(head):
+    # The contents decide: either kind is found under the other's name. First comes what follows the length of
+    # a safetensors header, since that may be any number: 0x80 begins PyTorch's files too, and 0x8b1f gzip's.
+    safetensors = head[8:9] == b"{"
+    if not safetensors and (what := mistaken(head)):
         raise CheckpointError(f"{path}: is {what}")
-    # The contents decide: either kind is found under the other's name.
-    is_torch = head.startswith((b"PK", b"\x80")) or path.suffix != ".safetensors" and head[8:9] != b"{"
+    is_torch = not safetensors and (head.startswith((b"PK", b"\x80")) or path.suffix != ".safetensors")
     tensors, wrapper = read_torch(path) if is_torch else (read_safetensors(path), "")
+    check_whole(path, tensors)  # as the index beside it calls them
     names, wrappers = unwrapped(tensors)
     tensors = {name: tensors[key] for name, key in names.items()}
     return tensors, ".".join(filter(None, (wrapper, *wrappers)))
@@ -100,7 +103,6 @@ def convert(
             f'there is no kind "{family}"{nearest(family, FAMILIES)}; known are {sorted(FAMILIES)}'
         )
     tensors, wrapper = read_checkpoint(path)
-    check_whole(path, tensors)
     names = {canonical(key): key for key in tensors}
     if len(names) != len(tensors):
         raise CheckpointError(
@@ -278,7 +280,7 @@ def assumed(model: Model, family: str, options: Options) -> list[str]:
         found.append(f"{'ImageNet' if family == 'vit' else 'CLIP'}'s mean and deviation of pixels")
     if family == "clip" and options.settings is None:
         found.append("OpenAI's quick GELU, heads of 64")
-    if not options.stated.sizes and family not in ("mplug2", "mplug"):
+    if "depth" not in (options.stated.sizes or {}) and family not in ("mplug2", "mplug"):
         found.append("as many layers as the keys have")
     return found
 
@@ -298,9 +300,13 @@ def _tokens(family: str, folder: Path, options: Options, config: Any) -> Tokens 
     """The vocabulary, copied beside the cards. Raises CheckpointError."""
     if options.vocabulary is None:
         return None
-    with options.vocabulary.open("rb") as file:
-        if what := mistaken(file.read(256)):
-            raise CheckpointError(f"vocabulary {options.vocabulary}: is {what}")
+    try:
+        with options.vocabulary.open("rb") as file:
+            head = file.read(256)
+    except OSError as error:
+        raise CheckpointError(f"vocabulary {options.vocabulary}: cannot be read ({error.strerror})") from None
+    if what := mistaken(head):
+        raise CheckpointError(f"vocabulary {options.vocabulary}: is {what}")
     tokenizer = WordPiece(str(options.vocabulary), options.lowercase)
     if family == "mplug2":  # whose questions have no [SEP], and whose captions spell theirs out
         tokenizer = OfficialWordPiece(str(options.vocabulary), options.lowercase, options.prompt)

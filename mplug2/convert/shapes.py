@@ -18,6 +18,7 @@ from mplug2.roles import Config
 
 Shapes = Mapping[str, tuple[int, ...]]
 CLIP_HEAD = 64  # the width of a head in every CLIP tower
+HEADS_OF_HUGGING_FACE = 12  # of a CLIP whose configuration does not say
 HEADS_OF_VIT = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 """By width: tiny, small, base, large and huge of timm, DeiT, DINO and MAE."""
 
@@ -80,6 +81,8 @@ def read_settings(path: Path, family: str = "") -> Settings:
         places = most.get("position_embedding_type", "absolute")
         if places != "absolute":
             raise CheckpointError(f"configuration {path}: positions are {places}, the zoo's are absolute")
+        if kind == "CLIP" and most is not given:  # of a nested configuration Hugging Face leaves out defaults
+            most = {"num_attention_heads": HEADS_OF_HUGGING_FACE} | most
         return Settings(
             heads=int(most["num_heads"] if "num_heads" in most else most["num_attention_heads"]),
             fusion_layers=int(most.get("fusion_layers", 0)),

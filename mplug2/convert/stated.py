@@ -5,14 +5,13 @@ Read are, of the folder of the checkpoint: `config.json` (Hugging Face's, or tim
 `preprocessor_config.json`, and `*.index.json` (the shards of a checkpoint).
 """
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mplug2.convert.shapes import Settings, read_object, read_settings
+from mplug2.convert.shapes import CLIP_HEAD, Settings, read_object, read_settings
 from mplug2.errors import CheckpointError
 
 Pixels = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -33,6 +32,7 @@ SIZES_OF_OPEN_CLIP = {"layers": "depth", "width": "width", "image_size": "image"
 PLAIN_TOWER_OF_OPEN_CLIP = {
     "no_ln_pre": False,
     "pool_type": "tok",
+    "global_average_pool": False,
     "ls_init_value": None,
     "attentional_pool": False,
     "pos_embed_type": "learnable",
@@ -43,15 +43,15 @@ PLAIN_TOWER_OF_OPEN_CLIP = {
 }
 """Fields of a vision tower that change what it computes, and what they are in one that the zoo has."""
 
+LARGEST_PIXEL = 1000.0
+"""Beyond any mean and deviation of pixels in 0..1."""
+
 DEPTHS_OF_VIT = {"tiny": 12, "small": 12, "base": 12, "large": 24, "huge": 32}
 
-ONE_OF_SEVERAL = (
-    r"\d+[-_]of[-_]0*([2-9]|[1-9]\d+)(?!\d)",
-    r"mp_rank_\d+",
-    r"consolidated\.\d+\.",
-    r"\.part\d+",
-)
-"""Names of files that hold a part of a checkpoint."""
+OF_SEVERAL = r"\d[-_]?of[-_]?0*([2-9]|[1-9]\d+)(?!\d)"
+NUMBERED = r"(?:[mtp]p_rank|^rank|shard|part|consolidated)[-_.]?(\d+)"
+"""Names of files that hold a part of a checkpoint, by how many there are and by its own number, which is 0 of
+a whole one too (DeepSpeed's mp_rank_00, LLaMA's consolidated.00)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +115,20 @@ def check_whole(file: Path, keys: Iterable[str]) -> None:
                     f"{index.name} lists in {shards} file(s); join them to one file first"
                 )
             return
-    for pattern in ONE_OF_SEVERAL:
-        if re.search(pattern, file.name):
-            raise CheckpointError(
-                f"{file}: is by its name one of several files of a checkpoint, and no index beside it "
-                "says that it is whole; join them to one file first"
-            )
+    if re.search(OF_SEVERAL, file.name) or _has_others(file):
+        raise CheckpointError(
+            f"{file}: is by its name one of several files of a checkpoint, and no index beside it "
+            "says that it is whole; join them to one file first"
+        )
+
+
+def _has_others(file: Path) -> bool:
+    """Whether a file of a NUMBERED name is not the first of them, or not the only one in its folder."""
+    if not (found := re.search(NUMBERED, file.name)):
+        return False
+    before, after = map(re.escape, (file.name[: found.start(1)], file.name[found.end(1) :]))
+    alike = [one.name for one in file.parent.glob("*") if re.fullmatch(rf"{before}\d+{after}", one.name)]
+    return int(found[1]) > 0 or len(alike) > 1
 
 
 def _configuration(file: Path, family: str) -> Path | None:
@@ -151,11 +159,13 @@ def _of_open_clip(path: Path, given: Mapping[str, Any], family: str) -> Stated:
                 f"{path}: its vision tower has {name} {vision[name]!r}; the zoo's CLIP has {plain!r}"
             )
     sizes = _sizes(vision, SIZES_OF_OPEN_CLIP, family, path)
-    heads = sizes.get("width", 0) // int(vision.get("head_width") or 64)
-    if not heads:
-        raise CheckpointError(f"{path}: has no width of its vision tower")
+    width, head = sizes.get("width", 0), vision.get("head_width", CLIP_HEAD)
+    if type(head) is not int or not 0 < head <= width:
+        raise CheckpointError(f"{path}: its vision tower of width {width} has heads of {head!r}")
     return Stated(
-        settings=Settings(heads=heads, activation="quick_gelu" if model.get("quick_gelu") else "gelu"),
+        settings=Settings(
+            heads=width // head, activation="quick_gelu" if model.get("quick_gelu") else "gelu"
+        ),
         sizes=sizes,
         pixels=_pixels(path, pixels.get("mean"), pixels.get("std")),
         source=OPEN_CLIP,
@@ -164,15 +174,23 @@ def _of_open_clip(path: Path, given: Mapping[str, Any], family: str) -> Stated:
 
 
 def _of_timm(path: Path, given: Mapping[str, Any], pixels: Pixels | None) -> Stated:
-    """timm's configuration says how a model is called, and what its pixels are."""
+    """timm's configuration says how a model is called, what sets it apart from others of that name, and what
+    its pixels are."""
     said = given.get("pretrained_cfg", given)
     said = said if isinstance(said, dict) else {}
-    called = re.match(r"vit_(tiny|small|base|large|huge)_patch(\d+)_", str(given.get("architecture", "")))
+    made = given.get("model_args")
+    made = made if isinstance(made, dict) else {}
+    called = re.match(
+        r"(?:vit|deit3?)_(tiny|small|base|large|huge)_(?:distilled_)?patch(\d+)_",
+        str(given.get("architecture", "")),
+    )
     sizes = {"depth": DEPTHS_OF_VIT[called[1]], "patch": int(called[2])} if called else {}
+    sizes |= _sizes(given, {"num_features": "width"}, "vit", path)
+    sizes |= _sizes(made, {"depth": "depth", "patch_size": "patch", "embed_dim": "width"}, "vit", path)
     size = said.get("input_size")
     if isinstance(size, list) and len(size) == 3 and isinstance(size[1], int):
         sizes["image"] = size[1]
-    heads = given.get("num_heads")
+    heads = made.get("num_heads", given.get("num_heads"))
     return Stated(
         settings=Settings(heads=heads) if isinstance(heads, int) else None,
         sizes=sizes,
@@ -214,12 +232,12 @@ def _pixels(path: Path, mean: Any, std: Any) -> Pixels | None:
     if mean is None and std is None:
         return None
     made = []
-    for name, given, least in (("mean", mean, -math.inf), ("std", std, 0.0)):
+    for name, given, least in (("mean", mean, -LARGEST_PIXEL), ("std", std, 0.0)):
         numbers = [given] * 3 if isinstance(given, int | float) else given
         if (
             not isinstance(numbers, list)
             or len(numbers) != 3
-            or not all(isinstance(one, int | float) and math.isfinite(one) and one > least for one in numbers)
+            or not all(isinstance(one, int | float) and least < one < LARGEST_PIXEL for one in numbers)
         ):
             raise CheckpointError(f"{path}: its {name} of pixels is {given!r}, expected three numbers")
         made.append(tuple(map(float, numbers)))

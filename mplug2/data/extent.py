@@ -1,7 +1,9 @@
 """Extent: how much of a video is there, beside what its container states.
 
 A download that broke off shows another, shorter event, of which the caption is wrong. Containers of STATING
-say how long they are; GIF and Ogg have a mark at their end; MPEG streams say nothing, so a cut one is read.
+say how long they are; GIF and Ogg have a mark at their end; MPEG streams say nothing, but a
+transport stream shows that it was cut within a packet. A file that ends in zeros never came as a whole: room
+was made for it.
 """
 
 import math
@@ -27,6 +29,12 @@ _BY_FRAME = ("mov", "avi")  # of these, those that state how long each frame is 
 ENOUGH = 0.95
 """Of what is stated, so much must be there: with less a video is refused, with less than all it is read with
 a warning."""
+
+_ZEROS = 4096
+"""So many zeros at the end of a file are no content: more than pad a sector or a few edited tags."""
+
+_TS_PACKETS = (188, 192, 204)
+"""Bytes of a packet of a transport stream: plain, with a time (Blu-ray), with a code against errors."""
 
 End = Literal["whole", "unmarked", "cut"]
 
@@ -98,7 +106,8 @@ def judge(path: str | Path, there: Extent) -> None:
     elif there.end == "cut" and there.stated is None:
         raise DataError(f"the video {path} breaks off, and does not say how long it was; {has}")
     elif there.end == "unmarked":
-        warnings.warn(f"the video {path} has no end mark: it may break off; {has}", stacklevel=2)
+        said = f"the video {path} does not end as a whole one does: it may break off"
+        warnings.warn(f"{said}; {has}", stacklevel=2)
 
 
 def _start(stream: VideoStream) -> float:
@@ -109,12 +118,18 @@ def _end(footage: Footage, damaged: bool) -> End:
     kind, file = footage.kind, footage.file
     if kind == "gif":
         return _gif_end(file)
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _ZEROS))
+    if not any(file.read()):
+        return "cut"
     if kind == "ogg":
         return "whole" if _ogg_ends(file) else "unmarked"
+    if kind == "mpegts":
+        return "unmarked" if all(size % packet for packet in _TS_PACKETS) else "whole"
     if kind not in STATING:
         return "whole"
-    size = _matroska_size(file) if kind == "matroska" else _asf(file)[0] if kind == "asf" else 0
-    short = size > file.seek(0, os.SEEK_END) or (kind == "flv" and not _flv_ends(file))
+    needed = _matroska_size(file) if kind == "matroska" else _asf(file)[0] if kind == "asf" else 0
+    short = needed > size or (kind == "flv" and not _flv_ends(file))
     return "cut" if damaged or short else "whole"
 
 
@@ -129,7 +144,11 @@ def _stated(footage: Footage) -> float | None:
     if stream.time_base is None or kind not in STATING:
         return None
     units = stream.frames if kind == "avi" and stream.frames else stream.duration
-    return None if units is None else float(units * stream.time_base)
+    if units is None:
+        return None
+    # An index counts from the first frame; fragments, which count no frames, say when the last one ends.
+    before = max(0.0, _start(stream)) if kind == "mov" and not stream.frames else 0.0
+    return float(units * stream.time_base) - before
 
 
 def _matroska_size(file: BinaryIO) -> int:
@@ -203,7 +222,7 @@ def _gif_end(file: BinaryIO) -> End:
         else:
             place = file.read(9)
             whole = len(place) == 9 and table(place[8]) and bool(file.read(1)) and blocks()
-    if not whole:
+    if not whole or kind == b"\0":  # no block begins so: room that was never filled
         return "cut"
     return "whole" if kind else "unmarked"  # at anything else decoders end as well
 

@@ -8,7 +8,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    PHOTOMETRIC_INTERPRETATION,
+    SAMPLEFORMAT,
+    TiffImageFile,
+)
 
 from mplug2.data.colours import to_rgb
 from mplug2.data.inputs import opened, reason
@@ -51,9 +58,7 @@ def read_image(path: str | Path) -> Image.Image:
                         raise Image.DecompressionBombError
                     _settle_key(image)
                     ImageOps.exif_transpose(image, in_place=True)
-                    # Pillow has 16-bit PGM, and older ones PNG, as 32-bit numbers that state no white.
-                    deep = image.mode == "I" and kind in ("PPM", "PNG")
-                    return to_rgb(image.convert("I;16") if deep else image)
+                    return to_rgb(_as_stated(image, kind))
         except UnidentifiedImageError:
             kinds = ", ".join(FORMATS)
             raise DataError(f"{path} is not a picture of a kind that is read: {kinds}") from None
@@ -69,6 +74,22 @@ def _formats() -> list[str]:
     """Those of FORMATS that this Pillow has been built with."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _as_stated(image: Image.Image, kind: str | None) -> Image.Image:
+    """Levels of more than 8 bits as their file states them, where Pillow hands on others."""
+    if image.mode == "I" and kind in ("PPM", "PNG"):  # of 16 bits, as 32-bit numbers that state no white
+        return image.convert("I;16")
+    if not isinstance(image, TiffImageFile) or not image.mode.startswith("I"):
+        return image
+    levels = np.asarray(image)
+    if image.mode == "I" and levels.min(initial=0) < 0 and image.tag_v2.get(SAMPLEFORMAT, (1,)) == (1,):
+        return Image.fromarray(levels.view(np.uint32).astype(np.float32))  # unsigned, read as signed
+    if image.tag_v2.get(BITSPERSAMPLE) == (12,):
+        levels = levels << 4 | levels >> 8  # of 16 bits now: white stays white
+    if image.mode == "I;16" and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero
+        levels = 65535 - levels
+    return Image.fromarray(levels)
 
 
 def _settle_key(image: Any) -> None:

@@ -6,7 +6,8 @@ hold several, it is that of the number of independent answers that would vary as
 Kish, 1965; Korn and Graubard, 1998). Other means get a bootstrap over groups (Efron, 1979), its percentiles
 widened as Student's t is wider than the normal distribution (Hesterberg, 2015, arXiv:1411.5279). What is no
 mean, such as corpus BLEU, gets the variance of a jackknife that leaves out tenths of the groups, and Wilson's
-form.
+form. What is nearly 0 or nearly perfect gets Wilson's interval of the groups: a spread of almost nothing is
+no certainty.
 """
 
 import math
@@ -23,6 +24,13 @@ _CHUNK = 1 << 22
 
 _TENTHS = 10
 
+_ROUNDING = 1e-9
+"""Values that differ by less of the largest possible one are the same: a perfect CIDEr may be 10 + 2e-15."""
+
+_NEARLY = 1e-3
+"""A mean within this of 0 or of the most, such as one answer of half a point among a thousand, says as little
+of its spread as one that is at it: BLEU, which adds 1e-9 to its counts, is never quite 0 or 1."""
+
 
 class Interval(NamedTuple):
     low: float
@@ -38,17 +46,18 @@ def interval(
 ) -> Interval | None:
     """Of the mean of per-example `values` (N,), each from 0 to `most`; example i belongs to `groups[i]`
     (default: each to its own). None where nothing tells it: one group, or values that are all alike and
-    neither 0 nor `most`.
+    near neither 0 nor `most`.
 
-    Raises DataError for empty or NaN values, and for groups of another number.
+    Raises DataError for values that are empty or not finite, and for groups of another number or that are no
+    names.
     """
     sample = _sample(values, coverage)
     sums, sizes = _by_group(sample, groups)
-    if np.isin(sample, (0.0, most)).all():
-        share = float(sample.mean()) / most
+    share = min(max(float(sample.mean()) / most, 0.0), 1.0)
+    if (np.minimum(np.abs(sample), np.abs(sample - most)) <= _ROUNDING * most).all() or _at_end(share):
         found = wilson(share, _independent(share, sums / most, sizes, coverage), coverage)
         return Interval(most * found.low, most * found.high)
-    if len(sizes) == 1 or np.ptp(sample) == 0:
+    if len(sizes) == 1 or np.ptp(sample) <= _ROUNDING * most:
         return None
     return bootstrap(sample, groups, coverage=coverage)
 
@@ -102,16 +111,15 @@ def jackknife(
     """Of a score in 0..1 that `measure` computes of the examples at some of the indices 0..count-1: the
     variance of what leaving out each tenth of the groups (or each group, of fewer) changes. None for one
     group."""
-    _, place = _numbered(count, groups)
-    together = int(place.max()) + 1
+    together, place = _numbered(count, groups)
     parts = min(_TENTHS, together)
-    if parts == 1:
+    if parts < 2:
         return None
     value = measure(range(count))
     left_out = [measure(np.flatnonzero(place % parts != part).tolist()) for part in range(parts)]
     # The parts are disjoint: leaving one out moves the score by 1/parts of what a new sample would.
     variance = (parts - 1) * float(np.var(left_out))
-    if variance == 0:
+    if np.ptp(left_out) <= _ROUNDING or _at_end(value):
         return wilson(value, together, coverage)
     narrow = (_normal(coverage) / _student(coverage, parts - 1)) ** 2
     return wilson(value, max(value * (1 - value) / variance * narrow, 1.0), coverage)
@@ -136,8 +144,8 @@ def _sample(values: Sequence[float] | np.ndarray, coverage: float) -> np.ndarray
         raise DataError(
             f"values have shape {sample.shape}; a non-empty list with one number per example was expected"
         )
-    if np.isnan(sample).any():
-        raise DataError("values hold NaN; the interval of a mean needs numbers")
+    if not np.isfinite(sample).all():
+        raise DataError("values hold NaN or infinity; the interval of a mean needs numbers")
     if not 0 < coverage < 1:
         raise DataError(f"coverage is {coverage}, expected a number between 0 and 1")
     return sample
@@ -156,8 +164,15 @@ def _numbered(count: int, groups: Sequence[Hashable] | None) -> tuple[int, np.nd
     if len(groups) != count:
         raise DataError(f"groups are given for {len(groups)} examples; there are {count} values")
     numbers: dict[Hashable, int] = {}
-    place = np.array([numbers.setdefault(group, len(numbers)) for group in groups])
+    try:
+        place = np.array([numbers.setdefault(group, len(numbers)) for group in groups], np.int64)
+    except TypeError as error:
+        raise DataError(f"groups are given by names, of which one is no name: {error}") from None
     return len(numbers), place
+
+
+def _at_end(share: float) -> bool:
+    return not _NEARLY <= share <= 1 - _NEARLY
 
 
 def _normal(coverage: float) -> float:

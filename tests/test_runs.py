@@ -27,7 +27,7 @@ from mplug2.tools.main import main
 OLD = Path(__file__).parent / "golden" / "old_run"
 COMMANDS = {
     "train": [],
-    "predict": ["--image", "none.png"],
+    "predict": ["--image", os.devnull],
     "eval": [],
     "publish": ["--to", "out"],
     "bundle": ["--out", "out"],

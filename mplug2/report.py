@@ -128,11 +128,11 @@ def _score_table(scores: Mapping[str, Scores]) -> str:
 
 
 def _cells(metric: str, score: Mapping[str, Any] | None) -> str:
-    """A model's two columns; empty where it was not asked."""
+    """A model's two columns; empty where it was not asked, with the reason where there is no interval."""
     if score is None:
         return "<td></td><td></td>"
     value, low, high = (_said(metric, score[bound]) for bound in ("value", "low", "high"))
-    bounds = f"{low} to {high}" if score["low"] is not None else ""
+    bounds = f"{low} to {high}" if score["low"] is not None else html.escape(score.get("why", ""))
     return f"<td><b>{value}</b></td><td class=faint>{bounds}</td>"
 
 

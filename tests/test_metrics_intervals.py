@@ -1,5 +1,7 @@
 """Intervals: worked examples, properties, and how often they hold the truth, by simulation."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -95,7 +97,8 @@ def test_perfect_captions_have_intervals_that_tell_how_few_they_are():
 
 
 def test_groups_that_are_no_names_and_values_without_bounds_are_refused_in_a_sentence():
-    for groups in ([[1], [2]], np.zeros((2, 2))):
+    unnamed: Any = ([[1], [2]], np.zeros((2, 2)))
+    for groups in unnamed:
         with pytest.raises(DataError, match="no name"):
             interval([0.0, 1.0], groups)
     with pytest.raises(DataError, match="infinity"):

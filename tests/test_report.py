@@ -26,6 +26,12 @@ def test_a_page_needs_nothing_from_elsewhere():
     assert "a &lt;title&gt;" in html and "<title>a <title>" not in html
 
 
+def test_where_there_is_no_score_or_interval_stands_why():
+    none = SCORE | {"value": None, "low": None, "high": None, "why": "one <example> alone"}
+    row = re.search(r"<tr><td>cider.*?</tr>", page(scores={"ours": {"cider": none}}))
+    assert row and "<b>&ndash;</b>" in row[0] and "one &lt;example&gt; alone" in row[0]
+
+
 def test_scores_stand_beside_interval_blind_and_chance():
     row = re.search(r"<tr><td>image_answer.*?</tr>", page())
     assert row is not None

@@ -33,9 +33,13 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 QUICK = "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
 
 if "MPLUG2_TESTS_CACHE" not in os.environ:  # else a process of a run that has begun
-    # No test touches the user's own cache: all processes of this run share one of their own.
-    os.environ["MPLUG2_CACHE"] = os.environ["MPLUG2_TESTS_CACHE"] = tempfile.mkdtemp(prefix="mplug2-tests-")
-    atexit.register(shutil.rmtree, os.environ["MPLUG2_CACHE"], ignore_errors=True)
+    # No test touches the user's own folders: all processes of this run share a home and a cache of their own.
+    _OWN = tempfile.mkdtemp(prefix="mplug2-tests-")
+    atexit.register(shutil.rmtree, _OWN, ignore_errors=True)
+    os.environ |= {"MPLUG2_TESTS_CACHE": _OWN, "MPLUG2_CACHE": _OWN, "HOME": f"{_OWN}/home"}
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "MPLUG2_HOME"):
+        os.environ.pop(name, None)
+    os.mkdir(os.environ["HOME"])
     os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
 
 PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=900"

@@ -185,8 +185,9 @@ from mplug2 import recipes
 def mine(): return recipes.find("image_caption.tiny")
 """
     folder = edited(lambda lock: lock.update(recipe="evil.py:mine"))
-    (folder / "evil.py").write_text(code)
-    monkeypatch.chdir(folder)  # where the name in the lock would find it
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "evil.py").write_text(code)
+    monkeypatch.chdir(tmp_path / "here")  # where the name in the lock would find it
     with pytest.raises(RecipeError, match="'evil.py:mine', a file whose code would run.*--recipe"):
         evaluate_tool.opened([str(folder)], [])
     predict_tool.open_predictor([str(folder)])

@@ -1,14 +1,23 @@
 """The `devices` mark of conftest.py gives a test its devices, and cannot lose a failure."""
 
 import os
+from pathlib import Path
 
 import jax
 import pytest
 from conftest import QUICK
 
+from mplug2.data.builders import data_dir
+from mplug2.files import cache_folder
+
 
 def test_an_unmarked_test_has_one_device():
     assert jax.device_count() == 1
+
+
+def test_the_home_of_tests_is_not_the_users():
+    assert Path.home().is_relative_to(os.environ["MPLUG2_TESTS_CACHE"])
+    assert data_dir().is_relative_to(Path.home()) and cache_folder().is_relative_to(Path.home().parent)
 
 
 @pytest.mark.devices(8)

@@ -110,8 +110,8 @@ def test_what_is_on_the_disk_comes_before_names_but_those_of_the_shelf(places):
         ),
         ("publish {FOLDER} --to o", "cards is a folder of cards, mplug2 publish takes a run directory"),
         ("publish {RECIPE} --to o", "is a recipe, mplug2 publish takes a run directory"),
-        ("predict {RECIPE} --image x", "is a recipe, mplug2 predict takes a run directory, a bundle"),
-        ("predict {FAMILY} {RUN} --image x", "run is a run directory, mplug2 predict takes cards"),
+        ("predict {RECIPE} --image my.json", "is a recipe, mplug2 predict takes a run directory, a bundle"),
+        ("predict {FAMILY} {RUN} --image my.json", "run is a run directory, mplug2 predict takes cards"),
         ("eval {MODULE}", 'is a module of the zoo, mplug2 eval takes .* "mplug2 show universal" explains it'),
         ("eval {RELEASE}", '"mplug2 download mplug2_pretrain" makes cards of it'),
         ("lock {FOLDER}", "cards is a folder of cards, mplug2 lock takes a recipe"),
@@ -190,7 +190,7 @@ def test_what_a_bundle_lists_is_a_regular_file(copy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["predict {} --image x.png", "eval {}", "publish {} --to o", "bundle {} --out o"]
+    "command", ["predict {} --image lock.json", "eval {}", "publish {} --to o", "bundle {} --out o"]
 )
 def test_a_bundle_that_calls_itself_a_run_runs_nothing(command, copy, tmp_path, monkeypatch, capsys):
     """The recipe lies where each of the ways to name it would find it."""
@@ -212,7 +212,7 @@ def test_a_tar_unpacks_what_its_lock_lists_and_nothing_else(whole, tmp_path, cap
         shutil.copy(tmp_path / "b.tar", tmp_path / "more.tar")
         with tarfile.open(tmp_path / "more.tar", "a", format=tarfile.GNU_FORMAT) as tar:
             tar.addfile(tarfile.TarInfo(name), io.BytesIO())
-        for command in (["bundle", "--out", str(tmp_path / "o")], ["predict", "--image", "x"], ["eval"]):
+        for command in (["bundle", "--out", str(tmp_path / "o")], ["predict", "--image", __file__], ["eval"]):
             assert main([command[0], str(tmp_path / "more.tar"), *command[1:]]) == 2
             assert f"more.tar holds {name}, which its lock does not list" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.tar", "more.tar"]

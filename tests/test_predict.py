@@ -168,9 +168,19 @@ def test_another_tokenizer_than_the_cards_is_refused(folder):
         Predictor.of(hub.find(folder, "vision"), card)
 
 
+def test_a_question_that_is_longer_than_what_is_read_is_known(predictor):
+    assert not predictor.is_cut("is it red") and predictor.is_cut("is it red " * 50)
+    words = ["red"]
+    fits = next(count for count in range(1, 99) if predictor.is_cut(" ".join(words * count)))
+    assert fits == predictor.length - 2 + 1  # a piece a word, begin and end
+
+
 @pytest.mark.parametrize(
     ("call", "said"),
     [
+        (lambda one: one.answer(clips_of(1), "caf\udce9"), "is not text"),
+        (lambda one: one.classify(clips_of(1), ["two", "\ud800"]), "is not text"),
+        (lambda one: one.unknown("\ud800"), "is not text"),
         (
             lambda one: one.caption(clips_of(1).astype(np.float32)),
             "expected clips uint8 B T H W 3, got float32",

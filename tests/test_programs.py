@@ -124,6 +124,14 @@ def test_a_folder_that_cannot_be_used_is_said_once_and_ends_nothing(kind, folder
     assert said.count("\n") == 1 and f"{folder}: compiled programs cannot be kept there" in said
 
 
+def test_a_program_is_known_by_its_sha256_whatever_packs_it():
+    mended = programs._Mended(lambda x: x, lambda x: x, lambda *_: None, lambda *_: None)
+    entry = mended.pack(b"machine code")
+    assert mended.unpack(entry) == b"machine code" == mended.unpack(b"machine code")
+    with pytest.raises(ValueError, match="sha256"):
+        mended.unpack(entry[:-1] + b"f")
+
+
 def test_a_full_disk_leaves_no_half_program(folder, capsys, monkeypatch):
     def full(key: str, *_: object) -> None:
         folder.mkdir(exist_ok=True)

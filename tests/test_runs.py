@@ -27,7 +27,7 @@ from mplug2.tools.main import main
 OLD = Path(__file__).parent / "golden" / "old_run"
 COMMANDS = {
     "train": [],
-    "predict": ["--image", "none.png"],
+    "predict": ["--image", "grey.png"],
     "eval": [],
     "publish": ["--to", "out"],
     "bundle": ["--out", "out"],
@@ -119,6 +119,7 @@ def test_a_strangers_code_is_not_run_by_any_command(how, run, tmp_path, monkeypa
     strangers(run, how)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLUG2_CACHE", str(tmp_path / "another user's"))
+    Image.new("RGB", (9, 9)).save("grey.png")
     for command, more in COMMANDS.items():
         status = main([command, str(run), *more])
         said = capsys.readouterr().err

@@ -109,6 +109,7 @@ def test_a_table_is_as_wide_as_what_it_shows():
     table.add_row("plain")
     Console(file=out).print(table)
     assert len({len(line) for line in out.getvalue().splitlines()}) == 1
+    assert "\\u001b\\u001b" in out.getvalue()  # whole
 
 
 @hostile
@@ -244,6 +245,10 @@ def test_a_process_that_loses_its_screen_ends_without_another_word():
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     done = child("--help >&- 2>&-")
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+    code = "import os; from mplug2 import screen\nwith screen.held(): print(1, flush=True)\nos.write(1, b'x')"
+    command = f'{sys.executable} -c "{code}" > /dev/full'  # as libraries write, by the descriptor
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr.count("\n") == 1
     code = "from mplug2 import screen\nwith screen.held(): print(open('/dev/null').fileno() > 2)"
     command = f'{sys.executable} -c "{code}" 2>&- <&-'
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)

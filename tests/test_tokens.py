@@ -91,3 +91,12 @@ def test_a_missing_or_foreign_model_is_refused_by_name(tmp_path: Path):
 def test_a_length_without_room_for_begin_and_end_is_refused():
     with pytest.raises(DataError, match="length 1"):
         TOKENIZER.encode("a", 1)
+
+
+def test_words_that_strangers_ask_are_not_kept_for_ever(monkeypatch):
+    monkeypatch.setattr(tokens, "WORDS_KEPT", 10)
+    pieces = tokens.SentencePiece()
+    texts = [f"word{number}" for number in range(50)]
+    found = [pieces.encode(text, 32).tolist() for text in texts]
+    assert len(pieces._words) <= 10
+    assert [TOKENIZER.encode(text, 32).tolist() for text in texts] == found

@@ -53,7 +53,8 @@ def test_a_secret_that_was_cut_short_is_made_anew(home):
     assert is_ours(FACTS, mark(FACTS))
 
 
-def test_where_no_secret_can_be_kept_is_said(home):
+def test_where_no_secret_can_be_kept_is_said(home, monkeypatch):
     home.write_text("a file")
+    monkeypatch.setenv("MPLUG2_CACHE", str(home / "below"))
     with pytest.raises(CheckpointError, match="cannot be kept at .*key.*MPLUG2_CACHE names another"):
         mark(FACTS)

@@ -15,7 +15,7 @@ from mplug2.sharding import sharding
 
 def place(arrays: Mapping[str, np.ndarray], shardings: Mapping[str, Any]) -> dict[str, jax.Array]:
     """Arrays by name -> float32 arrays where `shardings` say. On a CPU device, float32 ones that stand at a
-    multiple of 64 bytes are the mapped file itself. While they are widened, an accelerator holds the narrow
+    multiple of 64 bytes are the given memory itself. While they are widened, an accelerator holds the narrow
     ones beside them: one program for all is compiled once."""
     placed = {name: _sliced(array, shardings[name]) for name, array in arrays.items()}
     narrow = {name: array for name, array in placed.items() if array.dtype != jnp.float32}

@@ -1,4 +1,9 @@
-"""Published weights: safetensors files, read memory-mapped and written whole or not at all.
+"""Published weights: safetensors files, read memory-mapped or into memory and written whole or not at all.
+
+The promise: what was verified is what is used. No command of ours writes into a file that is there
+(mplug2.files), so what is mapped from the cache, where nobody else writes, stays what it is. Everywhere else
+people copy over files, so whatever outlives its loading is a copy (`read_own`); what is only read through, as
+by a merge, is looked at again in the end (`unchanged`).
 
 Layout (github.com/huggingface/safetensors): 8 bytes little-endian length of the header; the header, a JSON
 object `{name: {"dtype", "shape", "data_offsets"}}` with strings under "__metadata__"; then the arrays,

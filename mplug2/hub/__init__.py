@@ -46,26 +46,30 @@ def shelf() -> list[str]:
     return [path.stem for path in card_files(_shelf_folder())]
 
 
+def families() -> list[str]:
+    """The families of the shelf: what follows the module in the names of its cards."""
+    return sorted({name.rpartition("-")[2] for name in shelf()})
+
+
 def find(where: str | Path, module: str | None = None) -> Card:
-    """One card: by its name on the shelf, by the path of its JSON file, or in a directory (the one of
-    `module`, if it holds several). Raises CardError that names what there is."""
+    """One card: by its name on the shelf, by the path of its JSON file, or in a directory or a family of the
+    shelf (the one of `module`, if it holds several). Raises CardError that names what there is."""
     path = Path(where)
     if str(where) in shelf():
         return read_card(_shelf_folder() / f"{where}.json")
-    if path.is_dir():
-        _check_no_run(path)
-        found = read_cards(path)
+    if path.is_dir() or _is_family(where):
+        found = _cards_at(where)
         fitting = [card for card in found if module in (None, card.module)]
         if len(fitting) != 1:
             wanted = f"one card of {module!r}" if module else "one card"
-            raise CardError(f"{path}: expected {wanted}, it holds {[card.name for card in found]}")
+            raise CardError(f"{where}: expected {wanted}, it holds {[card.name for card in found]}")
         return fitting[0]
     if path.suffix == ".json":
         if path.exists() or path in card_files(path.parent):
             return read_card(path)
         raise CardError(f"no card {path}: there is no such file")
     raise CardError(
-        f'no card "{where}": the shelf holds {shelf()}{nearest(str(where), shelf())}, '
+        f'no card "{where}": the shelf holds {shelf()}{nearest(str(where), shelf() + families())}, '
         "and no file or directory has that name"
     )
 
@@ -85,10 +89,14 @@ def cards(*where: Card | str | Path) -> dict[str, Card]:
     return found
 
 
+def _is_family(place: str | Path) -> bool:
+    """What is on the disk comes before names."""
+    return str(place) in families() and not Path(place).exists()
+
+
 def _cards_at(place: str | Path) -> list[Card]:
-    family = [name for name in shelf() if name.endswith(f"-{place}")]
-    if family and not Path(place).exists():
-        return [find(name) for name in family]
+    if _is_family(place):
+        return [find(name) for name in shelf() if name.rpartition("-")[2] == str(place)]
     if Path(place).is_dir():
         _check_no_run(Path(place))
         if found := read_cards(Path(place)):
@@ -322,10 +330,14 @@ def assemble(
     return network, _completed(network, params, report, recipe.seed), report
 
 
-def compose(*chosen: Card | str | Path, execution: Execution = Execution()) -> tuple[Network, Parameters]:
-    """A network of the given cards (or shelf names, families, paths), loaded. Raises CardError where two do
-    not fit, before anything is downloaded or compiled."""
-    return join(cards(*chosen), execution=execution)[:2]
+def compose(
+    *chosen: Card | str | Path,
+    execution: Execution = Execution(),
+    mesh: jax.sharding.Mesh | None = None,
+) -> tuple[Network, Parameters]:
+    """A network of the given cards (or shelf names, families, paths), loaded onto a mesh or this process's
+    first device. Raises CardError where two do not fit, before anything is downloaded or compiled."""
+    return join(cards(*chosen), execution=execution, mesh=mesh)[:2]
 
 
 def join(
@@ -334,9 +346,11 @@ def join(
     *,
     seed: int = 0,
     execution: Execution = Execution(),
+    mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[Network, Parameters, Report]:
     """A network of cards by module and of `fresh` modules, begun from `seed`, with the account of every
-    array. Raises CardError where two do not fit, before anything is downloaded or compiled."""
+    array. What cards hold is loaded onto `mesh` (default: this process's first device). Raises CardError
+    where two do not fit, before anything is downloaded or compiled."""
     deltas = {module: card for module, card in by_module.items() if base_of(module)}
     drafts = {module: draft(f"{module}-new", module, config) for module, config in fresh.items()}
     check_fit({module: card for module, card in {**by_module, **drafts}.items() if module not in deltas})
@@ -349,5 +363,5 @@ def join(
     network = Network(configs, execution)
     sources = {module: _Source("full", by_module[module]) for module in by_module}
     sources |= {module: _Source("init") for module in fresh}
-    params, report = _loaded(network, sources)
+    params, report = _loaded(network, sources, mesh)
     return network, _completed(network, params, report, seed), report

@@ -66,7 +66,8 @@ def test_a_secret_that_others_can_read_or_write_marks_nothing_and_is_made_anew(m
 
 def test_another_users_secret_in_a_shared_folder_marks_nothing_and_stays_theirs(home, monkeypatch):
     theirs = mark(FACTS)
-    monkeypatch.setattr("os.geteuid", lambda user=os.geteuid(): user + 1)
+    other = os.geteuid() + 1
+    monkeypatch.setattr("os.geteuid", lambda: other)
     assert not is_ours(FACTS, theirs)
     with pytest.raises(CheckpointError, match="another user's lies there.*MPLUG2_CACHE names another"):
         mark(FACTS)

@@ -42,6 +42,7 @@ from mplug2.source import Sources
 DEFAULT_FOLDER = Path("runs")
 FILE = "run.json"
 KEPT = "recipe"
+LARGEST_KEPT = 100_000_000  # bytes; source files and vocabularies have a few thousand to a few million
 SESSIONS = 500
 """So many are remembered: the first, and the newest others."""
 
@@ -247,7 +248,7 @@ def kept_file(run: Run, name: str, *, verify: bool = True) -> bytes:
     except DataError as error:
         raise CheckpointError(str(error)) from None
     try:
-        content = path.read_bytes()
+        content = files.read_regular(path, LARGEST_KEPT)
     except OSError as error:
         said = f"{path} cannot be read ({error.strerror or error})"
         raise CheckpointError(f"{said}: the run needs it") from None

@@ -7,6 +7,7 @@ A folder's name can be changed by anybody, so a checkpoint counts as the step an
 import contextlib
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -14,10 +15,12 @@ from typing import Any
 
 import jax
 
+from mplug2 import files
 from mplug2.run import write_json
 
 SEAL = "files.json"
 METADATA = "metadata"
+LARGEST_JSON = 100_000_000  # bytes; a line for each file of a checkpoint
 
 
 class Damaged(Exception):
@@ -45,12 +48,12 @@ def verify(path: Path, recipe: str, items: Iterable[str]) -> None:
     """Orbax notices a missing file, not a changed byte. Raises Damaged if a file of `items` is not as it was
     sealed, Misnamed if the checkpoint is of another step than its name or of a run of another recipe than
     `recipe` (a fingerprint; an empty one is not compared)."""
-    sums = json.loads((path / SEAL).read_bytes())
+    sums = _json(path / SEAL)
     for item in dict.fromkeys([METADATA, *items]):
-        files = [place for place in sums if place.startswith(f"{item}/")]
-        if not files:
+        places = [place for place in sums if place.startswith(f"{item}/")]
+        if not places:
             raise Damaged(f"it has no item {item}")
-        for place in files:
+        for place in places:
             if not (path / place).is_file() or _sha256(path / place) != sums[place]:
                 raise Damaged(f"{place} is not what was written")
     said = _metadata(path)
@@ -61,13 +64,25 @@ def verify(path: Path, recipe: str, items: Iterable[str]) -> None:
 
 
 def score(path: Path, name: str) -> float | None:
-    """What the checkpoint says of itself by the score `name`; None if it does not, or is another's."""
+    """What the checkpoint says of itself by the score `name`; None if it does not, is another's, or says no
+    finite number, which could be compared with none."""
     try:
         said = _metadata(path)
         value = said["scores"].get(name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, Damaged):  # damaged, or of an older run
+        finite = type(value) in (int, float) and math.isfinite(value)
+    # Damaged, or of an older run.
+    except (
+        OSError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        Damaged,
+    ):
         return None
-    return value if isinstance(value, int | float) and said.get("step") == int(path.name) else None
+    return value if finite and said.get("step") == int(path.name) else None
 
 
 def described(items: Mapping[str, Any], texts: Collection[str]) -> dict[str, Any]:
@@ -83,10 +98,15 @@ def described(items: Mapping[str, Any], texts: Collection[str]) -> dict[str, Any
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    said = json.loads((path / METADATA / "data.json").read_bytes())
+    said = _json(path / METADATA / "data.json")
     if not isinstance(said, dict):
         raise Damaged(f"{METADATA} is {type(said).__name__}, expected an object")
     return said
+
+
+def _json(path: Path) -> Any:
+    """Of a regular file: a run may be a stranger's, and a pipe would be waited for."""
+    return json.loads(files.read_regular(path, LARGEST_JSON))
 
 
 def _sha256(path: Path) -> str:

@@ -2,20 +2,23 @@
 
 A run of a recipe file holds Python. A folder may come from anybody, so the run carries an HMAC-SHA256 over
 its sources, by a secret that lies in this user's cache folder (mplug2.files.cache_folder) and nowhere else.
+Several users may share that folder: a secret that another one wrote, or can read or write, marks nothing.
 """
 
 import contextlib
+import errno
 import hashlib
 import hmac
 import json
 import os
 import secrets
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from mplug2.errors import CheckpointError
-from mplug2.files import CACHE, cache_folder
+from mplug2.files import CACHE, cache_folder, open_regular
 
 _BYTES = 32
 
@@ -51,10 +54,15 @@ def _path() -> Path:
 
 def _read_key() -> bytes | None:
     try:
-        key = _path().read_bytes()
+        with open_regular(_path()) as file:
+            there, key = os.fstat(file.fileno()), file.read(_BYTES + 1)
     except OSError:
         return None
-    return key if len(key) == _BYTES else None
+    return key if len(key) == _BYTES and _is_private(there) else None
+
+
+def _is_private(there: os.stat_result) -> bool:
+    return there.st_uid == os.geteuid() and not stat.S_IMODE(there.st_mode) & 0o077
 
 
 def _made_key() -> bytes:
@@ -69,8 +77,10 @@ def _made_key() -> bytes:
             file.write(secrets.token_bytes(_BYTES))
             file.flush()
             os.fsync(descriptor)
-        if path.is_file() and _read_key() is None:  # cut short, or another's: it marks nothing
-            os.replace(temporary, path)
+        if path.is_file() and _read_key() is None:
+            if path.stat().st_uid != os.geteuid():  # marks of theirs depend on it
+                raise PermissionError(errno.EACCES, "another user's lies there")
+            os.replace(temporary, path)  # one that was cut short, or that others could read
         else:
             with contextlib.suppress(FileExistsError):
                 os.link(temporary, path)
@@ -78,5 +88,5 @@ def _made_key() -> bytes:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
     if (key := _read_key()) is None:
-        raise PermissionError(13, "it cannot be read")
+        raise PermissionError(errno.EACCES, "it is not this user's alone there, or cannot be read")
     return key

@@ -8,7 +8,6 @@ zoo is found by its name, a file by its path, which asks for `--trust`.
 """
 
 import argparse
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -18,6 +17,7 @@ from mplug2.hub import lock
 from mplug2.recipe import Recipe
 from mplug2.roles import base_of
 from mplug2.run import KEPT, Run, kept_file
+from mplug2.screen import note
 from mplug2.settings import differences, in_words, settings
 from mplug2.source import Sources
 from mplug2.trained import NETWORK
@@ -133,5 +133,5 @@ def _of_zoo(run: Run) -> Recipe:
     if any(name.partition(".")[0] in decisive for name in left):
         return _as_trained(run, recipe)
     told = in_words(differing, run.settings, settings(recipes.find(run.recipe)))
-    print(f"mplug2: warning: recipe {run.recipe} has changed since {run.path}: {told}", file=sys.stderr)
+    note(f"warning: recipe {run.recipe} has changed since {run.path}: {told}")
     return recipe

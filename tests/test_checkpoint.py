@@ -220,6 +220,25 @@ def judged(folder, scores: dict[int, float], judged_by: str) -> Checkpoints:
     return checkpoints
 
 
+@pytest.mark.parametrize("said", ["NaN", "-Infinity", "true", '"2"', "9" * 400, "[" * 9999 + "]" * 9999])
+def test_a_score_that_is_no_finite_number_is_not_the_best(said, tmp_path):
+    for step, score in ((1, said), (2, "0.5"), (3, "0.25")):
+        (tmp_path / f"checkpoints/{step}/metadata").mkdir(parents=True)
+        text = f'{{"step": {step}, "scores": {{"answer": {score}}}}}'
+        (tmp_path / f"checkpoints/{step}/metadata/data.json").write_text(text)
+        (tmp_path / f"checkpoints/{step}/files.json").write_text("{}")
+    assert Checkpoints(tmp_path, judged_by="answer").best == 2
+
+
+def test_a_pipe_in_a_strangers_checkpoint_is_not_waited_for(tmp_path):
+    (tmp_path / "checkpoints/1/metadata").mkdir(parents=True)
+    os.mkfifo(tmp_path / "checkpoints/1/metadata/data.json")
+    os.mkfifo(tmp_path / "checkpoints/1/files.json")
+    assert Checkpoints(tmp_path, judged_by="answer").best is None
+    with pytest.warns(UserWarning, match="trying"), pytest.raises(CheckpointError, match="a named pipe"):
+        Checkpoints(tmp_path).restore({"metadata": None})
+
+
 @pytest.mark.parametrize("judged_by, best", [("loss/caption", 3), ("image_answer", 2)])
 def test_the_best_one_stays_beside_the_last_n_and_is_what_the_run_has_learned(judged_by, best, tmp_path):
     checkpoints = judged(tmp_path, {1: 0.5, 2: 0.9, 3: 0.1, 4: 0.2, 5: 0.3}, judged_by)

@@ -488,19 +488,19 @@ def test_only_regular_files_are_opened_and_none_is_waited_for(tmp_path: Path):
     listening.bind(os.path.relpath(tmp_path / "socket"))
     try:
         for path, kind in (
-            (tmp_path / "pipe", "a pipe"),
+            (tmp_path / "pipe", "a named pipe"),
             (tmp_path / "folder", "a folder"),
             (tmp_path / "socket", "a socket"),
             (Path("/dev/zero"), "a device"),
         ):
             for read in (read_image, lambda path: read_video(path, 2), frame_count, read_answers):
                 with pytest.raises(
-                    DataError, match=f"{path.name}: it is {kind}, and only regular files are read"
+                    DataError, match=f"{path.name}: it is {kind}, expected a regular file"
                 ):
                     read(path)
     finally:
         listening.close()
-    with pytest.raises(DataError, match="pipe: it is a pipe"):
+    with pytest.raises(DataError, match="pipe: it is a named pipe"):
         CaptionLines(train="pipe").entries(tmp_path, "train")
     for name in ("a\0b.png", "x" * 300):
         with pytest.raises(DataError, match="cannot read"):

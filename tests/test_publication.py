@@ -79,6 +79,24 @@ def test_a_process_killed_at_any_call_leaves_the_old_publication_or_the_new_one(
         assert opened(killed) == 3 and there - named <= {"words.txt"}
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_an_interruption_at_the_instant_of_the_commit_takes_no_weights_away(before, tmp_path, monkeypatch):
+    publish(tmp_path, 1)
+    rename = os.rename
+
+    def interrupted(source, place):
+        if Path(place).name == COMMITTED and before:
+            raise KeyboardInterrupt
+        rename(source, place)
+        if Path(place).name == COMMITTED:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        publish(tmp_path, 2)
+    assert opened(tmp_path) == (1 if before else 2)
+
+
 def test_of_two_that_publish_at_once_one_is_there_whole(tmp_path):
     publish(tmp_path, 0)
     threads = [threading.Thread(target=publish, args=(tmp_path, number)) for number in (1, 2)]

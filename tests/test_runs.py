@@ -302,6 +302,10 @@ def test_a_tokenizers_file_is_kept(tmp_path):
         file.write(b"another")
     with pytest.raises(CheckpointError, match="my.model is not the file that the run kept"):
         recipe_of(read_run(run))
+    (run / "recipe" / "my.model").unlink()
+    os.mkfifo(run / "recipe" / "my.model")  # would be waited for
+    with pytest.raises(CheckpointError, match="my.model cannot be read .it is a named pipe"):
+        recipe_of(read_run(run))
 
 
 # --- commands

@@ -1,5 +1,6 @@
 """A mark is made by one user, and is of what it was made of."""
 
+import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -51,6 +52,28 @@ def test_a_secret_that_was_cut_short_is_made_anew(home):
     home.mkdir()
     (home / "key").write_bytes(b"short")
     assert is_ours(FACTS, mark(FACTS))
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o602])
+def test_a_secret_that_others_can_read_or_write_marks_nothing_and_is_made_anew(mode, home):
+    known = mark(FACTS)
+    (home / "key").chmod(mode)
+    assert not is_ours(FACTS, known)
+    made = mark(FACTS)
+    assert made != known and is_ours(FACTS, made) and not is_ours(FACTS, known)
+    assert stat.S_IMODE((home / "key").stat().st_mode) == 0o600
+
+
+def test_another_users_secret_in_a_shared_folder_marks_nothing_and_stays_theirs(home, monkeypatch):
+    theirs = mark(FACTS)
+    other = os.geteuid() + 1
+    monkeypatch.setattr("os.geteuid", lambda: other)
+    assert not is_ours(FACTS, theirs)
+    with pytest.raises(CheckpointError, match="another user's lies there.*MPLUG2_CACHE names another"):
+        mark(FACTS)
+    monkeypatch.undo()
+    monkeypatch.setenv("MPLUG2_CACHE", str(home))
+    assert is_ours(FACTS, theirs) and [path.name for path in home.iterdir()] == ["key"]
 
 
 def test_where_no_secret_can_be_kept_is_said(home, monkeypatch):

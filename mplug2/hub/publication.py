@@ -132,9 +132,10 @@ def _commit(new: Publication, folder: Path, overwrite: bool, page: str | None) -
         new.staged.chmod(0o755)  # a temporary folder is its owner's alone
         os.rename(new.staged, folder / COMMITTED)
     except BaseException:
-        for path in fresh:
-            with contextlib.suppress(OSError):
-                path.unlink()
+        if os.path.lexists(new.staged):  # a Ctrl-C may come when it is committed already
+            for path in fresh:
+                with contextlib.suppress(OSError):
+                    path.unlink()
         raise
     try:
         files.sync(folder)

@@ -30,7 +30,7 @@ from orbax.checkpoint import v1 as ocp
 from mplug2 import processes, quiet, seal
 from mplug2.errors import CheckpointError, cause, nearest
 from mplug2.network import Parameters, flat
-from mplug2.place import Place
+from mplug2.open_folder import OpenFolder
 from mplug2.run import read_run
 from mplug2.seal import METADATA, SEAL, Damaged, Misnamed
 
@@ -54,8 +54,8 @@ class Checkpoints:
     """The checkpoints of the run in `run_dir`, of which the newest `keep` stay, and the best one by the score
     that `judged_by` names (`Recipe.best`), if it does."""
 
-    def __init__(self, run_dir: Path | str | Place, keep: int = 2, judged_by: str = ""):
-        self.place = run_dir if isinstance(run_dir, Place) else Place(run_dir)
+    def __init__(self, run_dir: Path | str | OpenFolder, keep: int = 2, judged_by: str = ""):
+        self.run_dir = run_dir if isinstance(run_dir, OpenFolder) else OpenFolder(run_dir)
         self.keep, self.judged_by = keep, judged_by
         self._saving: threading.Thread | None = None
         self._failure: CheckpointError | None = None
@@ -64,7 +64,7 @@ class Checkpoints:
     @property
     def folder(self) -> Path:
         """Where people find them."""
-        return self.place.name.absolute() / FOLDER
+        return self.run_dir.name.absolute() / FOLDER
 
     def path(self, step: int) -> Path:
         return self.folder / str(step)
@@ -72,7 +72,7 @@ class Checkpoints:
     @property
     def _inside(self) -> Path:
         """`folder`, for whoever would read a meaning into its name, or be misled once it is moved."""
-        return self.place.path / FOLDER
+        return self.run_dir.path / FOLDER
 
     @property
     def steps(self) -> list[int]:
@@ -106,7 +106,7 @@ class Checkpoints:
         be donated as soon as this returns. Raises CheckpointError if this save, or the one before, could not
         be written."""
         self.wait()
-        self.place.open().check()
+        self.run_dir.open().check()
         if processes.of_first(lambda: step in self.steps):
             return
         quiet.say_once()
@@ -155,8 +155,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            self.place.check()
-            why = self.place.why(error)
+            self.run_dir.check()
+            why = self.run_dir.why(error)
             path = self._inside / str(step)
             for left in (path, *path.parent.glob(f"{path.name}.*")):
                 seal.remove(left)
@@ -190,7 +190,7 @@ class Checkpoints:
         newest, chosen = processes.of_first(lambda: (self.steps[::-1], self.best if best else None))
         if not newest:
             return None
-        self.place.open()
+        self.run_dir.open()
         recipe = processes.of_first(self._recipe)
         for step in sorted(newest, key=lambda step: step != chosen):
             try:
@@ -200,14 +200,14 @@ class Checkpoints:
                 if isinstance(damage, Misnamed):
                     said = "is not what its name says"
                     self._misnamed.add(step)
-                reasons.append(self.place.told(f"checkpoint {self.path(step)} {said} ({damage})"))
+                reasons.append(self.run_dir.told(f"checkpoint {self.path(step)} {said} ({damage})"))
                 warnings.warn(f"{reasons[-1]}; trying the one before it", stacklevel=2)
         raise CheckpointError("; ".join(reasons))
 
     def _recipe(self) -> str:
         """The fingerprint of the run's recipe; empty where nobody says."""
         try:
-            return read_run(self.place.path).fingerprint
+            return read_run(self.run_dir.path).fingerprint
         except CheckpointError:
             return ""
 

@@ -25,7 +25,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from mplug2 import files
 from mplug2.console import Console
 from mplug2.events import Events
-from mplug2.place import Place
+from mplug2.open_folder import OpenFolder
 
 METRICS = "metrics.jsonl"
 PLAIN_SECONDS = 10.0  # between plain lines
@@ -37,7 +37,7 @@ class Logbook:
 
     def __init__(
         self,
-        folder: Path | Place,
+        folder: Path | OpenFolder,
         *,
         name: str,
         step: int,
@@ -46,10 +46,10 @@ class Logbook:
         console: Console | None = None,
     ):
         self.steps, self.examples = steps, examples
-        self._place = (folder if isinstance(folder, Place) else Place(folder)).open()
+        self._folder = (folder if isinstance(folder, OpenFolder) else OpenFolder(folder)).open()
         self._moved = False
-        self._lines = _Lines(self._place, step)
-        self._events = Events(self._place.path / "tensorboard", step + 1)
+        self._lines = _Lines(self._folder, step)
+        self._events = Events(self._folder.path / "tensorboard", step + 1)
         self._given_up = False
         self._console = console or Console()
         self._bar = Progress(
@@ -106,16 +106,18 @@ class Logbook:
     def _look(self) -> None:
         """Says what has become of the folder and of TensorBoard. Raises CheckpointError if the folder is no
         more."""
-        self._place.check()
-        if self._place.moved and not self._moved:
+        self._folder.check()
+        if self._folder.moved and not self._moved:
             self._moved = True
-            self.say(f"{self._place.given} was moved: the run is kept where it is now, in {self._place.name}")
+            self.say(
+                f"{self._folder.given} was moved: the run is kept where it is now, in {self._folder.name}"
+            )
         self._look_at_events()
 
     def _look_at_events(self) -> None:
         if self._events.failure and not self._given_up:
             self._given_up = True
-            folder = self._place.name / "tensorboard"
+            folder = self._folder.name / "tensorboard"
             self.say(f"{folder}: {self._events.failure}; training goes on without TensorBoard")
 
     def close(self) -> None:
@@ -154,10 +156,10 @@ class _Lines:
     """metrics.jsonl, open for a session that begins after `step`. What is taken back of it is what is done
     again, and a last line that was cut off; all else stays, byte for byte. Raises CheckpointError."""
 
-    def __init__(self, place: Place, step: int):
-        self._place = place
-        self._path = place.path / METRICS
-        with place.written():
+    def __init__(self, folder: OpenFolder, step: int):
+        self._folder = folder
+        self._path = folder.path / METRICS
+        with folder.written():
             files.remove_unfinished(self._path)
             before = _read(self._path)
             kept = self._kept(before, step)
@@ -168,9 +170,9 @@ class _Lines:
 
     def append(self, line: Mapping[str, Any]) -> None:
         """The line is there whole or not at all."""
-        with self._place.written():
+        with self._folder.written():
             if not self._there():
-                file, step = self._place.name / METRICS, line["step"]
+                file, step = self._folder.name / METRICS, line["step"]
                 warnings.warn(f"{file} is gone: a new one begins with step {step}", stacklevel=3)
                 self.close()
                 self._open()
@@ -212,7 +214,7 @@ class _Lines:
             told = f"line{'s' * (len(strange) > 1)} {', '.join(map(str, strange[:8]))}"
             told += f" and {len(strange) - 8} more" if len(strange) > 8 else ""
             warnings.warn(
-                f"{self._place.name / METRICS}: {told}: not JSON objects with a step; they stay as they are",
+                f"{self._folder.name / METRICS}: {told}: not JSON objects with a step; they stay as they are",
                 stacklevel=3,
             )
         return b"".join(kept)
@@ -221,9 +223,9 @@ class _Lines:
 def read_metrics(folder: Path | str) -> list[dict[str, float]]:
     """All lines of a run's metrics.jsonl; one that was cut off by a crash, or is none of ours, is left out.
     Raises CheckpointError if the file cannot be read."""
-    place = Place(folder)
-    with place.written():
-        return [line for text in _read(place.path / METRICS).split(b"\n") if (line := _parsed(text))]
+    opened = OpenFolder(folder)
+    with opened.written():
+        return [line for text in _read(opened.path / METRICS).split(b"\n") if (line := _parsed(text))]
 
 
 def _read(path: Path) -> bytes:

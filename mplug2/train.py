@@ -7,7 +7,7 @@ finishes the step, saves and returns; a second one, later than a moment, aborts.
 (mplug2.processes) all stop after the same step, whichever was told to; there a second SIGTERM changes
 nothing.
 
-The run's folder is held open (mplug2.place): it may have any name, and be moved.
+The run's folder is held open (mplug2.open_folder): it may have any name, and be moved.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from mplug2.interruption import Interruption
 from mplug2.judge import Judge
 from mplug2.logbook import Logbook, Silence
 from mplug2.network import Network, Parameters
-from mplug2.place import Place
+from mplug2.open_folder import OpenFolder
 from mplug2.prefetch import Batches, Prefetch, Ready
 from mplug2.recipe import Recipe
 from mplug2.run import Run, alone, open_run, read_run, write_json
@@ -101,19 +101,19 @@ def train(
 
         run = processes.of_first(opened)
         _check_shared(run)
-        place = Place(run.path).open()
+        folder = OpenFolder(run.path).open()
         if composed is None:
             processes.of_first(
                 lambda: lock.keep(run.path, lock.of(places.fixed(recipe), run.recipe, run.overrides))
             )
             network, params, report = hub.assemble(recipe)
-            with place.written():
+            with folder.written():
                 processes.of_first(
-                    lambda: write_json(place.path / "load_report.json", dataclasses.asdict(report))
+                    lambda: write_json(folder.path / "load_report.json", dataclasses.asdict(report))
                 )
         else:
             network, params = composed
-        session = _Session(run, place, recipe, network, params)
+        session = _Session(run, folder, recipe, network, params)
         del composed, params  # the session's to let go
         return session.go(batches or data_stream(recipe), interruption)
 
@@ -160,13 +160,13 @@ def _check_shared(run: Run) -> None:
 class _Session:
     """One start of a run: restores, loops, logs, saves."""
 
-    def __init__(self, run: Run, place: Place, recipe: Recipe, network: Network, params: Parameters):
-        self.run, self.place, self.recipe = run, place, recipe
+    def __init__(self, run: Run, folder: OpenFolder, recipe: Recipe, network: Network, params: Parameters):
+        self.run, self.folder, self.recipe = run, folder, recipe
         self.trainer = Trainer(recipe, network)
         self.frozen_hashes = {
             name: fingerprint(params[name]) for name in params if name not in self.trainer.names
         }
-        self.checkpoints = Checkpoints(place, recipe.keep, recipe.best)
+        self.checkpoints = Checkpoints(folder, recipe.keep, recipe.best)
         self.judge = Judge(recipe, network)
         self.losses: dict[str, float] = {}  # as the log has them, of the last step that is known to be done
         self.params = params
@@ -182,17 +182,17 @@ class _Session:
         examples = sum(feed.batch for feed in recipe.feeds.values())
         with ExitStack() as stack:
             logbook = stack.enter_context(
-                Logbook(self.place, name=recipe.name, step=step, steps=recipe.steps, examples=examples)
+                Logbook(self.folder, name=recipe.name, step=step, steps=recipe.steps, examples=examples)
                 if processes.first()
                 else Silence()
             )
             for note in self.run.notes:
                 logbook.say(f"{self.run.path}: {note}")
             if step >= recipe.steps:
-                logbook.say(f"{self.place.name}: this run is finished, all its {step} steps are done")
+                logbook.say(f"{self.folder.name}: this run is finished, all its {step} steps are done")
                 return self._outcome(step, state)
             if step:
-                logbook.say(f"{self.place.name}: continuing after step {step}")
+                logbook.say(f"{self.folder.name}: continuing after step {step}")
             if idle := sharding.idle(trainer.mesh):
                 logbook.say(idle)
             stack.callback(self.checkpoints.join)  # an error may come while a save still goes on
@@ -223,10 +223,10 @@ class _Session:
             self.checkpoints.wait()
             if step < recipe.steps:
                 ended = f"stopped after step {step} of {recipe.steps}; the same command continues"
-                ended += f" with --run-dir {self.place.name}" if self.place.moved else ""
+                ended += f" with --run-dir {self.folder.name}" if self.folder.moved else ""
             else:
                 ended = f"finished after step {step}"
-            logbook.say(f"{self.place.name}: {ended}")
+            logbook.say(f"{self.folder.name}: {ended}")
         return self._outcome(step, state)
 
     def _next(self, feed: Prefetch, interruption: Interruption) -> Ready | None:
@@ -258,7 +258,7 @@ class _Session:
             logbook.advance(step)
 
     def _log(self, step: int, logbook: Logbook | Silence) -> None:
-        self._check_place()
+        self._check_folder()
         try:
             logbook.log(step, self.losses)
         except CheckpointError as error:
@@ -303,16 +303,16 @@ class _Session:
         logbook.judge(step, self.recipe.best, score)
         return {self.recipe.best: score}
 
-    def _check_place(self) -> None:
+    def _check_folder(self) -> None:
         """Raises CheckpointError if what is kept from here on could not be continued from."""
-        self.place.check()
-        if not (self.place.path / "run.json").exists():
+        self.folder.check()
+        if not (self.folder.path / "run.json").exists():
             raise CheckpointError(
-                f"run directory {self.place.name} was emptied while it was trained in: it has no run.json"
+                f"run directory {self.folder.name} was emptied while it was trained in: it has no run.json"
             )
 
     def _save(self, step: int, state: State, scores: dict[str, float]) -> None:
-        self._check_place()
+        self._check_folder()
         metadata = {
             "step": step,
             "recipe": self.run.fingerprint,
@@ -333,7 +333,7 @@ class _Session:
         for name, digest in items["metadata"]["frozen"].items():
             if self.frozen_hashes.get(name) != digest:
                 raise CheckpointError(
-                    f"{self.place.name}: frozen module {name} is not the one that this run began with"
+                    f"{self.folder.name}: frozen module {name} is not the one that this run began with"
                 )
         self.checkpoints.continue_from(step)
         batches.set_state(items["iterator"])
@@ -346,7 +346,7 @@ class _Session:
 
     def _outcome(self, step: int, state: State) -> Outcome:
         params = {**self.params, **state["params"]}
-        run = dataclasses.replace(self.run, path=self.place.name)
+        run = dataclasses.replace(self.run, path=self.folder.name)
         return Outcome(run, step, step >= self.recipe.steps, params, state.get("ema", {}))
 
 

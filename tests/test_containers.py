@@ -494,9 +494,7 @@ def test_only_regular_files_are_opened_and_none_is_waited_for(tmp_path: Path):
             (Path("/dev/zero"), "a device"),
         ):
             for read in (read_image, lambda path: read_video(path, 2), frame_count, read_answers):
-                with pytest.raises(
-                    DataError, match=f"{path.name}: it is {kind}, expected a regular file"
-                ):
+                with pytest.raises(DataError, match=f"{path.name}: it is {kind}, expected a regular file"):
                     read(path)
     finally:
         listening.close()

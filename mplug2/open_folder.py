@@ -24,7 +24,7 @@ PLAIN = re.compile(r"[\w./+=@,~-]*", re.ASCII)
 """Paths that mean the same to everybody, for systems without DESCRIPTORS."""
 
 
-class Place:
+class OpenFolder:
     """The folder `given`, once it is opened. It stays open as long as somebody holds this."""
 
     def __init__(self, given: Path | str):
@@ -32,7 +32,7 @@ class Place:
         self._absolute = self.given.absolute()  # the working directory may change
         self._descriptor: int | None = None
 
-    def open(self) -> "Place":
+    def open(self) -> "OpenFolder":
         """Opens the folder if that has not been done; all processes call it. Raises CheckpointError."""
         if self._descriptor is not None:
             return self

@@ -9,9 +9,12 @@ printed while `held` lasts passes `shown`. Tables, colours and bars are mplug2.c
 import os
 import sys
 import unicodedata
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
+
+_PACKAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 
 
 def shown(text: str) -> str:
@@ -47,6 +50,18 @@ def note(sentence: str) -> None:
 
 def _goes_on(reason: str) -> None:
     note(f"warning: {reason}; the work goes on without it")
+
+
+def _warner(before: Callable[..., None]) -> Callable[..., None]:
+    """What the zoo warns of, as a sentence; what other libraries warn of as they would have it."""
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+        if category is UserWarning and os.path.abspath(filename).startswith(_PACKAGE):
+            note(f"warning: {message}")
+        else:
+            before(message, category, filename, *rest)
+
+    return show
 
 
 class Sink:
@@ -140,15 +155,18 @@ class Screen:
 
 @contextmanager
 def held(tell: bool = True) -> Iterator[Sink]:
-    """Both standard streams pass the gate until the block ends. Gives that of standard output, which knows
-    whether it is lost; with `tell` that is said on standard error as soon as it happens."""
+    """Both standard streams, and what the zoo warns of, pass the gate until the block ends. Gives that of
+    standard output, which knows whether it is lost; with `tell` that is said on standard error as soon as it
+    happens."""
     _open_standard_descriptors()
     before = sys.stdout, sys.stderr
     out = Sink(sys.stdout, "standard output", _goes_on if tell else None)
     err = Sink(sys.stderr, "standard error", None)
     sys.stdout, sys.stderr = cast(TextIO, Screen(out)), cast(TextIO, Screen(err))
     try:
-        yield out
+        with warnings.catch_warnings():
+            warnings.showwarning = _warner(warnings.showwarning)
+            yield out
     finally:
         out.flush()
         err.flush()

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import unicodedata
+import warnings
 from pathlib import Path
 
 import pytest
@@ -269,3 +270,17 @@ def test_every_command_is_known_as_one_that_shows_or_works():
     assert set(dispatcher.SHOWING) <= set(dispatcher.COMMANDS) and set(dispatcher.FILES) <= set(
         dispatcher.SHOWING
     )
+
+
+def test_what_the_zoo_warns_of_is_a_sentence_and_what_others_warn_of_stays(capsys):
+    ours, others = str(Path(screen.__file__).parent / "checkpoint.py"), []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *_: others.append(str(message))
+        with screen.held():
+            warnings.warn_explicit("a\x1b[2J checkpoint\nis damaged", UserWarning, ours, 7)
+            warnings.warn_explicit("mend it", UserWarning, "/elsewhere/jax.py", 7)
+            warnings.warn_explicit("another name", DeprecationWarning, ours, 8)
+        warnings.warn_explicit("later", UserWarning, ours, 9)
+    assert others == ["mend it", "another name", "later"]
+    assert capsys.readouterr().err == "mplug2: warning: a\\u001b[2J checkpoint is damaged\n"

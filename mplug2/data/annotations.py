@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Protocol
+from typing import IO, Any, Protocol
 
 from mplug2.data.inputs import opened, reason
 from mplug2.errors import DataError, nearest
@@ -188,7 +188,7 @@ def _whole(path: Path) -> Mapping[str, Any]:
         return _object(str(path), _decoded(path, _read(path, file, LARGEST)), _one_alone)
 
 
-def _read(path: Path, file: BinaryIO, most: int, line: int | None = None) -> bytes:
+def _read(path: Path, file: IO[bytes], most: int, line: int | None = None) -> bytes:
     """The next line of a file, or all of it, which has at most `most` bytes."""
     try:
         content = file.read(most + 1) if line is None else file.readline(most + 1)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import av
 import av.error
@@ -47,7 +47,7 @@ class Footage:
     """An opened video: its file, its container, and the stream of its own frames."""
 
     path: str | Path
-    file: BinaryIO
+    file: IO[bytes]
     container: InputContainer
     stream: VideoStream
 
@@ -78,7 +78,7 @@ def opened_video(path: str | Path) -> Iterator[Footage]:
 class _Unnamed:
     """A file without its name, by which FFmpeg would judge it, and its content only after that."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: IO[bytes]):
         self.read, self.seek, self.tell = file.read, file.seek, file.tell
 
 
@@ -86,7 +86,7 @@ class _Unnamed:
 _ANY_METADATA: Any = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
 
-def _container(path: str | Path, file: BinaryIO) -> InputContainer:
+def _container(path: str | Path, file: IO[bytes]) -> InputContainer:
     check_tables(path, file)
     file.seek(0)
     options = {

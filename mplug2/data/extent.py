@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import IO, Literal
 
 from av.packet import Packet
 from av.video.stream import VideoStream
@@ -151,7 +151,7 @@ def _stated(footage: Footage) -> float | None:
     return float(units * stream.time_base) - before
 
 
-def _matroska_size(file: BinaryIO) -> int:
+def _matroska_size(file: IO[bytes]) -> int:
     """The bytes that a Matroska file's outermost element says it has; 0 if it says nothing."""
 
     def number() -> tuple[int, int]:
@@ -174,7 +174,7 @@ def _matroska_size(file: BinaryIO) -> int:
     return 0
 
 
-def _asf(file: BinaryIO) -> tuple[int, float | None]:
+def _asf(file: IO[bytes]) -> tuple[int, float | None]:
     """The bytes and the seconds that an ASF file's header says it has; 0 and None if it says nothing."""
     file.seek(0)
     head = file.read(65536)
@@ -187,7 +187,7 @@ def _asf(file: BinaryIO) -> tuple[int, float | None]:
     return size, played / 10_000_000 - preroll / 1000
 
 
-def _flv_ends(file: BinaryIO) -> bool:
+def _flv_ends(file: IO[bytes]) -> bool:
     """Whether an FLV file ends with the size of its last tag."""
     end = file.seek(0, os.SEEK_END) - 4
     file.seek(max(0, end))
@@ -198,7 +198,7 @@ def _flv_ends(file: BinaryIO) -> bool:
     return int.from_bytes(file.read(4)[1:]) == length - 11
 
 
-def _gif_end(file: BinaryIO) -> End:
+def _gif_end(file: IO[bytes]) -> End:
     """How a GIF ends: with its mark, between two blocks, or within one."""
 
     def blocks() -> bool:
@@ -227,7 +227,7 @@ def _gif_end(file: BinaryIO) -> End:
     return "whole" if kind else "unmarked"  # at anything else decoders end as well
 
 
-def _ogg_ends(file: BinaryIO) -> bool:
+def _ogg_ends(file: IO[bytes]) -> bool:
     """Whether the last page of an Ogg file is marked as the last one."""
     file.seek(0, 2)
     file.seek(max(0, file.tell() - 2 * 65307))  # the longest page, twice

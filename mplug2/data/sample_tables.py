@@ -6,7 +6,7 @@ import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from mplug2.errors import DataError
 
@@ -20,7 +20,7 @@ _TABLE = re.compile(
 _PACKED = re.compile(rb"cmov.{4}dcom", re.DOTALL)
 
 
-def check_tables(path: str | Path, file: BinaryIO) -> None:
+def check_tables(path: str | Path, file: IO[bytes]) -> None:
     """Raises DataError for an mp4 or mov file that states more than FRAMES samples of a stream, or whose
     tables are compressed. Sound may have as many as its bytes hold: uncompressed, each is a sample."""
     size, fragments, sound = file.seek(0, os.SEEK_END), 0, False
@@ -42,7 +42,7 @@ def check_tables(path: str | Path, file: BinaryIO) -> None:
                     )
 
 
-def _outside_data(file: BinaryIO, size: int) -> Iterator[bytes]:
+def _outside_data(file: IO[bytes], size: int) -> Iterator[bytes]:
     """The outermost boxes but those of data, in parts that a table lies in as a whole; nothing of a file
     that does not begin as one of boxes."""
     place = 0

@@ -50,10 +50,10 @@ _TAKEN = {
     Kind.BUNDLE: "predict, eval, compose, merge, show and download take it",
     Kind.TAR: 'predict and eval take it; "mplug2 bundle {0} --out DIR" makes a folder of it',
     Kind.CARD: "predict, eval, compose, merge, show and download take cards",
-    Kind.DELTA: '"mplug2 predict CARDS {0}" takes it beside the cards of what it adapts',
+    Kind.DELTA: 'predict and eval take it beside the cards of what it adapts: "mplug2 predict CARDS {0}"',
     Kind.FOLDER: "predict, eval, compose, merge, show and download take cards",
     Kind.SHELF: "predict, eval, compose, merge, show and download take cards",
-    Kind.FAMILY: "predict, eval, merge, show and download take families",
+    Kind.FAMILY: "predict, eval, compose, merge, show and download take families",
     Kind.RECIPE: '"mplug2 train {0}" makes a run of it; eval, bundle, lock and show take it',
     Kind.LOCK: '"mplug2 lock {0}" checks it; a bundle is the folder that it lies in',
     Kind.RELEASE: '"mplug2 download {0}" makes cards of it',
@@ -116,7 +116,7 @@ def look(text: str) -> Word | str:
 
 def _names() -> dict[Kind, Sequence[str]]:
     return {
-        Kind.FAMILY: sorted({name.rpartition("-")[2] for name in hub.shelf()}),
+        Kind.FAMILY: hub.families(),
         # By name: what makes recipes and modules knows more than what opens them.
         Kind.RECIPE: list(importlib.import_module("mplug2.recipes").RECIPES),
         Kind.RELEASE: release.releases(),

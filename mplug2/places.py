@@ -22,9 +22,11 @@ Place = Annotated[str, "place"]
 _NAMES = ("root", "path", "file", "folder", "directory", "dir")
 
 
-def found(recipe: Any) -> dict[str, str]:
-    """The places of a recipe by dotted path, absolute: the same from any working folder."""
-    return {path: absolute(text) for path, text in _places(recipe, "", "") if _is_place(text)}
+def found(recipe: Any, only: str = "") -> dict[str, str]:
+    """The places of a recipe (those that begin with `only`) by dotted path, absolute: the same from any
+    working folder."""
+    told = ((path, text) for path, text in _places(recipe, "", "") if text.startswith(only))
+    return {path: absolute(text) for path, text in told if _is_place(text)}
 
 
 def fields(recipe: Any) -> set[str]:
@@ -40,6 +42,11 @@ def put(recipe: Any, places: Mapping[str, str]) -> Any:
 def fixed(recipe: Any) -> Any:
     """The recipe with all its places absolute."""
     return put(recipe, found(recipe))
+
+
+def at_home(recipe: Any) -> Any:
+    """The recipe with `~` in its places read as a shell reads it, which within `field=~/data` it does not."""
+    return put(recipe, found(recipe, only="~"))
 
 
 def nameless(recipe: Any) -> Any:

@@ -39,6 +39,7 @@ from mplug2.inference import (
     text_vectors,
 )
 from mplug2.network import Network, Parameters
+from mplug2.sharding import Mesh
 
 TEMPLATES = ("a {}", *(f"a {{}} at the {corner}" for corner in CORNERS))
 """Sentences of the handwriting world with `{}` for a class; "a" becomes "an" where it should."""
@@ -76,14 +77,16 @@ class Predictor:
         self.cards: Mapping[str, Card] = NONE
 
     @classmethod
-    def of(cls, *cards: Card | str | Path) -> "Predictor":
+    def of(cls, *cards: Card | str | Path, mesh: Mesh | None = None) -> "Predictor":
         """Of cards, shelf names, families or directories (default: the shelf), with the tokenizer,
-        preprocessing and wording that the cards state. Raises CardError where they do not fit together, or
-        state no tokenizer or preprocessing."""
+        preprocessing and wording that the cards state, loaded onto a `mesh` (default: one device). Raises
+        CardError where they do not fit together, or state no tokenizer or preprocessing, RecipeError for a
+        mesh of more devices than this process has."""
+        devices = None if mesh is None else mesh.build(jax.local_devices())
 
         def composed() -> tuple[Mapping[str, Card], tuple[Network, Parameters], Tokenizer]:
             chosen = hub.cards(*cards)
-            return chosen, hub.compose(*chosen.values()), tokenizer_of(chosen.values())
+            return chosen, hub.compose(*chosen.values(), mesh=devices), tokenizer_of(chosen.values())
 
         chosen, (network, params), tokenizer = hub.again(composed)
         made = cls(
@@ -92,6 +95,7 @@ class Predictor:
             tokenizer,
             preprocessing_of(chosen.values()),
             wording=wording_of_cards(chosen.values()),
+            mesh=devices,
         )
         made.cards = chosen
         return made

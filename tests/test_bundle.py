@@ -189,13 +189,13 @@ def mine(): return recipes.find("image_caption.tiny")
     (tmp_path / "here" / "evil.py").write_text(code)
     monkeypatch.chdir(tmp_path / "here")  # where the name in the lock would find it
     with pytest.raises(RecipeError, match="'evil.py:mine', a file whose code would run.*--recipe"):
-        evaluate_tool.opened(str(folder), [])
+        evaluate_tool.opened([str(folder)], [])
     predict_tool.open_predictor([str(folder)])
     assert not ran.exists()
-    recipe, *_ = evaluate_tool.opened(str(folder), [], "evil.py:mine")
+    recipe, *_ = evaluate_tool.opened([str(folder)], [], "evil.py:mine")
     assert ran.exists() and recipe.name == recipes.find("image_caption.tiny").name
     with pytest.raises(RecipeError, match="--recipe x is for a bundle, which small is not"):
-        evaluate_tool.opened("small", [], "x")
+        evaluate_tool.opened(["small"], [], "x")
 
 
 def test_a_bundle_asks_as_its_recipe_does_where_that_is_not_there(tmp_path):

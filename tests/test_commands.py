@@ -156,7 +156,7 @@ def test_the_shelf_holds_every_module_of_the_recipe_that_made_it_in_ten_megabyte
 
 def test_a_recipe_for_a_pod_of_tpus_is_evaluated_on_one_device_of_another_kind():
     asked = ["mesh.fsdp=64", "execution.attention=splash"]
-    _, network, params, _ = evaluate.opened("text_classify.small", asked)
+    _, network, params, _ = evaluate.opened(["text_classify.small"], asked)
     assert network.execution.attention == "xla"
     assert {device for leaf in jax.tree.leaves(params) for device in leaf.devices()} == {jax.devices()[0]}
 

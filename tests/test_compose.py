@@ -56,6 +56,25 @@ def test_joined_modules_are_a_directory_of_cards_with_an_account(published, tmp_
     assert main(command(published, out)) == 2
 
 
+def test_a_family_means_its_card_of_the_role(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "joined"
+    assert main(["compose", "--contrastive", "small", "--vision", "vision-small", "--out", str(out)]) == 0
+    assert {card.name for card in hub.cards(out).values()} == {"contrastive-small", "vision-small"}
+    assert hub.find("small", "text") == hub.find("text-small")  # as a recipe's cards.text=small
+    refused = {
+        ("--vision", "smal"): 'did you mean "small"',
+        ("--connector", "small"): "small: expected one card of 'connector', it holds",
+    }
+    for words, said in refused.items():
+        assert main(["compose", *words, "--out", str(tmp_path / "none")]) == 2
+        assert said in capsys.readouterr().err
+    with pytest.raises(CardError, match='no card "smal": .*did you mean "small"'):
+        hub.find("smal", "text")
+    publishing.publish(tmp_path / "small", "mine", "text", text.tiny(), fresh({"text": text.tiny()})["text"])
+    monkeypatch.chdir(tmp_path)
+    assert hub.find("small", "text").name == "mine"  # what is on the disk comes before families
+
+
 def test_cards_that_would_write_over_each_other_are_refused_before_anything_is_written(
     published, tmp_path, capsys
 ):

@@ -69,6 +69,20 @@ def film(name: str) -> bytes:
         return file.read()
 
 
+def test_a_title_that_is_no_text_does_not_keep_a_video_from_being_read(tmp_path):
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "a quiet caf."
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), "rgb24")))
+        container.mux(stream.encode())
+    written = path.read_bytes()
+    assert written.count(b"quiet caf.") == 1
+    path.write_bytes(written.replace(b"quiet caf.", b"quiet caf\xe9"))
+    assert read_video(path, 1).shape == (1, 48, 64, 3)
+
+
 # --- how much is there
 
 

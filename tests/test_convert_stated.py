@@ -323,7 +323,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
         (b"/annex/objects/MD5E-s1--0.bin\n", "a pointer of git-annex"),
         (b"<!DOCTYPE html><html>Sign in", "a page of a web site"),
         (b'{"error": "Access to model is restricted"}', "a server's refusal"),
-        (gzip.compress(b"weights"), "compressed by gzip"),
+        (gzip.compress(b"weights", mtime=0), "compressed by gzip"),
         (bytes(1000), "nothing but zeros"),
         (b"", "empty"),
         (b"GGUF\x03\x00", "GGUF"),

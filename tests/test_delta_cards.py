@@ -9,7 +9,7 @@ import jsonschema
 import numpy as np
 import pytest
 from adapted import OF, adapted, computed
-from fresh import fresh
+from fresh import drawn, fresh
 from toy import same
 
 from mplug2 import adapt, hub, recipes
@@ -25,6 +25,8 @@ from mplug2.predict import Predictor
 from mplug2.recipe import Recipe
 from mplug2.roles import Config
 from mplug2.run import open_run
+from mplug2.tools import evaluate
+from mplug2.tools.main import main
 from mplug2.tools.publish import main as publish
 
 SCHEMA = json.loads((Path(__file__).parent.parent / "checkpoints" / "card.schema.json").read_text())
@@ -149,6 +151,24 @@ def test_requests_choose_their_delta_and_nothing_is_compiled_again(published, mo
     delta = hub.find(published / "delta")
     with pytest.raises(CardError, match=f"delta of the universal of sha256 {'0' * 64}, card universal-a has"):
         bare.adapted(dataclasses.replace(delta, base="0" * 64))
+
+
+def test_eval_scores_cards_adapted_by_a_deltas_card_of_their_base_only(published, tmp_path, capsys):
+    base, delta = str(published / "base"), str(published / "delta")
+    recipe, network, params, _ = evaluate.opened([delta, base], ["evaluations.image_caption.batch=2"])
+    assert list(recipe.modules) == sorted(MODULES) and "image_caption" in recipe.evaluations
+    assert network.configs["universal_delta"] == Lora().delta(OF)
+    same(params["universal_delta"], adapted()[1]["universal_delta"])
+    publishing.publish(tmp_path, "universal-b", "universal", OF, drawn({"universal": OF})["universal"])
+    for words, said in (
+        ([str(tmp_path), delta], "is a delta of the universal of sha256"),
+        ([delta], "no card of universal is given"),
+        (["vision-small", delta], "no card of universal is given"),
+        (["image_caption.tiny", delta], "image_caption.tiny is a recipe"),
+    ):
+        assert main(["eval", *words, "--limit", "2"]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1, error
 
 
 def test_the_base_of_a_deltas_card_cannot_be_compared_where_there_are_no_cards(published):

@@ -541,8 +541,8 @@ def test_a_jackknife_of_a_mean_is_as_wide_as_its_bootstrap():
 def test_the_command_refuses_what_it_cannot_find():
     with pytest.raises(RecipeError, match='"pretrian" is no run directory.*did you mean "pretrain"'):
         tool.main(["pretrian"])
-    with pytest.raises(RecipeError, match="expected one run, recipe or card"):
-        tool.main(["pretrain", "image_qa"])
+    with pytest.raises(RecipeError, match="expected one run, bundle or recipe, or cards .*pretrain is a"):
+        tool.main(["small", "pretrain"])
     with pytest.raises(RecipeError, match="--limit is 0"):
         tool.main(["pretrain", "--limit", "0"])
 
@@ -551,7 +551,7 @@ def test_the_command_writes_results_and_predictions(tmp_path, monkeypatch, capsy
     one = recipe(digit=Classification(data=SEVEN))
     network = Network(one.modules)
     found = (one, network, network.init(0), SentencePiece())
-    monkeypatch.setattr(tool, "opened", lambda source, changes, named: found)
+    monkeypatch.setattr(tool, "opened", lambda sources, changes, named, trusted: found)
     out = tmp_path / "results.json"
     assert tool.main(["--out", str(out), "--predictions", str(tmp_path), "--limit", "5"]) == 0
     assert json.loads(out.read_text())["tasks"]["digit"]["n"] == 5

@@ -48,6 +48,20 @@ def test_another_place_is_the_same_recipe_and_another_folder(ds):
     assert differences(settings(at("ds")), at("moved")) == []
 
 
+def test_home_is_where_a_shell_has_it_and_other_places_stay_as_they_are_spelt(ds):
+    (objective,) = places.at_home(apply(at("~/ds"), ["tokenizer.model=sub/x.model"])).objectives.values()
+    assert objective.data.root == str(ds)
+    assert places.at_home(at("ds")) == at("ds")
+
+
+def test_cards_by_a_relative_path_are_places_and_those_of_the_shelf_are_names(ds):
+    recipe = apply(at("ds"), ["cards.universal=sub/universal.json"])
+    assert places.fixed(recipe).cards == {
+        "vision": "vision-small",
+        "universal": str(ds.parent / "sub" / "universal.json"),
+    }
+
+
 def test_names_of_what_is_shipped_are_no_places(ds):
     (ds.parent / "vision-small").mkdir()
     assert set(places.found(at("ds"))) == {ROOT, ROOT.replace("objectives", "evaluations")}

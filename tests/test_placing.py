@@ -3,21 +3,30 @@ slice."""
 
 import dataclasses
 import tracemalloc
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from fresh import drawn
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mplug2 import benchmark_load, hub
+from mplug2.data.pixels import Preprocessing
+from mplug2.data.tokens import SentencePiece
 from mplug2.errors import CardError
-from mplug2.hub import placing, publishing, weights
+from mplug2.hub import bundle, lock, placing, publishing, weights
+from mplug2.hub.card_tokenizer import tokens_of
 from mplug2.hub.placing import on_first_device, place
-from mplug2.modules import decoder
+from mplug2.modules import decoder, heads, text, universal, vision
 from mplug2.network import Network, flat
+from mplug2.predict import Predictor
 from mplug2.recipes import image_caption
+from mplug2.run import open_run
 from mplug2.sharding import Mesh
 from mplug2.step import Trainer
+from mplug2.tools import evaluate
+from mplug2.tools.predict import open_predictor
 
 
 @pytest.fixture(params=["host", "accelerator"])
@@ -90,6 +99,54 @@ def test_a_module_lies_on_a_mesh_as_training_has_it(verify, memory, tmp_path):
         assert other.dtype == np.float32
     assert max(len(array.sharding.device_set) for array in flat(loaded).values()) == 8
     assert not all(array.is_fully_replicated for array in flat(loaded).values())
+
+
+def on_devices(params: Any) -> list[int]:
+    """On how many devices arrays lie in parts."""
+    arrays = flat(params).values()
+    return sorted({len(array.sharding.device_set) for array in arrays if not array.is_fully_replicated})
+
+
+@pytest.mark.devices(8)
+def test_cards_say_on_a_mesh_what_they_say_on_one_device(tmp_path):
+    modules = {
+        "vision": vision.tiny(),
+        "text": dataclasses.replace(text.tiny(), vocabulary=SentencePiece().size),
+        "universal": universal.tiny(),
+        "contrastive": heads.ContrastiveConfig(width=32, space=16),
+    }
+    params = jax.tree.map(lambda leaf: np.float32(leaf / 5), drawn(modules))
+    stated = {"vision": {"preprocessing": Preprocessing()}, "text": {"tokenizer": tokens_of(SentencePiece())}}
+    for module, config in modules.items():
+        publishing.publish(tmp_path, module, module, config, params[module], **stated.get(module, {}))
+    clips = np.random.default_rng(1).integers(0, 256, (4, 1, 32, 32, 3), np.uint8)
+    asked = clips, ["two", "red seven"], ["a {}"]
+    spread = Predictor.of(tmp_path, mesh=Mesh(fsdp=2, tensor=2))
+    assert on_devices(spread.params) == [4]
+    whole = jax.device_get(spread.params)
+    on_one = Predictor(spread.network, whole, spread.tokenizer, spread.preprocessing).classify(*asked)
+    assert np.ptp(on_one) > 1e-3
+    np.testing.assert_allclose(spread.classify(*asked), on_one, rtol=1e-4)  # float32, sums in another order
+    recipe, _, params, _ = evaluate.opened([str(tmp_path)], ["mesh.fsdp=4"])
+    assert recipe.mesh == Mesh(fsdp=4) and on_devices(params) == [4]
+
+
+@pytest.mark.devices(8)
+def test_bundles_and_runs_are_opened_on_the_mesh_that_is_asked_for(tmp_path, monkeypatch):
+    recipe = image_caption.tiny()
+    bundle.write(tmp_path / "bundle", lock.of(recipe, recipe.name), recipe, drawn(recipe.modules))
+    predictor = open_predictor([str(tmp_path / "bundle")], mesh=Mesh(fsdp=2))
+    assert on_devices(predictor.params) == [2]
+    found, _, params, _ = evaluate.opened([str(tmp_path / "bundle")], ["mesh.tensor=2"])
+    assert found.mesh == Mesh(tensor=2) and on_devices(params) == [2]
+    own = dataclasses.replace(recipe, mesh=Mesh(fsdp=4))
+    open_run(tmp_path / "run", own)
+    asked = []
+    monkeypatch.setattr("mplug2.tools.predict.restore", lambda _, told: asked.append(told.mesh) or 1 / 0)
+    for mesh in (None, Mesh(tensor=2)):
+        with pytest.raises(ZeroDivisionError):
+            open_predictor([str(tmp_path / "run")], mesh=mesh)
+    assert asked == [Mesh(fsdp=4), Mesh(tensor=2)]
 
 
 @pytest.mark.devices(8)

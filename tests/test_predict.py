@@ -258,6 +258,20 @@ def test_a_video_shorter_than_the_frames_asked_for_is_refused(opened, tmp_path):
         tool.main(["--video", str(tmp_path / "short.gif")])
 
 
+@pytest.mark.parametrize(
+    ("mesh", "said"),
+    [
+        ("fsdp=4096", "mesh fsdp=4096 needs 4096 devices"),
+        ("fdsp=2", 'there is no axis "fdsp".*did you mean "fsdp"'),
+        ("fsdp=0", 'fsdp is "0", expected a number of devices'),
+    ],
+)
+def test_a_mesh_that_there_is_not_is_refused_before_anything_is_loaded(mesh, said, picture, monkeypatch):
+    monkeypatch.setattr(hub, "located", None)
+    with pytest.raises(RecipeError, match=said):
+        tool.main(["small", "--image", picture, "--mesh", mesh])
+
+
 def test_classes_without_a_name_and_cards_that_are_not_there_are_refused(picture):
     with pytest.raises(DataError, match="expected names separated by commas"):
         tool.main(["--image", picture, "--classes", "two,,three"])
@@ -308,6 +322,15 @@ SCORE = {
     "chance": None,
     "n": 100,
 }
+
+
+def test_scores_without_an_interval_are_left_out_in_a_line(tmp_path, capsys):
+    bare = SCORE | {"low": None, "high": None}
+    for name, tasks in (("all", {"a": SCORE}), ("some", {"a": SCORE, "b/c": bare, "d": bare})):
+        (tmp_path / name).write_text(json.dumps({"tasks": tasks}))
+        assert list(publish_tool.read_scores(str(tmp_path / name))) == ["a"]
+        told = capsys.readouterr().err
+        assert (told == "") if name == "all" else told.endswith("without the score of b/c, d\n")
 
 
 def test_only_the_modules_named_are_published(run, tmp_path):

@@ -66,7 +66,7 @@ def job(place: str) -> None:
     train(of_cards(folder, FSDP), folder / "of cards")
     train(of_cards(folder, FSDP), folder / "of cards")  # finds that what is frozen is what it was
     said["opened"] = all(
-        leaf.is_fully_addressable for leaf in jax.tree.leaves(opened("text_classify.small", [])[2])
+        leaf.is_fully_addressable for leaf in jax.tree.leaves(opened(["text_classify.small"], [])[2])
     )
     said |= {"refused": refused(folder), "skipped": skipped(folder), "scores": scores(folder)}
     said["restored"] = float(restore_modules(folder / "damaged")[1]["head"]["bias"].sum())

@@ -156,9 +156,9 @@ def test_a_run_that_is_copied_stays_its_users(run, tmp_path):
 
 def test_eval_names_the_field_that_differs(run, tmp_path):
     with pytest.raises(CheckpointError, match=r"other settings than are asked for: dropout is True there"):
-        opened(str(run), ["dropout=false"])
+        opened([str(run)], ["dropout=false"])
     with pytest.raises(CheckpointError, match="checkpoint"):
-        opened(str(run), ["evaluations.bright.batch=3"])  # decides nothing: goes on to the weights
+        opened([str(run)], ["evaluations.bright.batch=3"])  # decides nothing: goes on to the weights
 
 
 def test_train_by_the_file_compares_as_ever_and_keeps_what_is_new(run, tmp_path):

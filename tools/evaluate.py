@@ -1,5 +1,5 @@
-"""`mplug2 eval [RUN_OR_RECIPE_OR_CARD] [field=value ...]`: score a run, the shipped modules, or other
-cards."""
+"""`mplug2 eval [RUN_OR_RECIPE_OR_CARDS] [field=value ...]`: score a run, the shipped modules, or other
+cards, with a delta's beside them."""
 
 import argparse
 import signal
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from mplug2 import hub, opening, overrides, processes, recipes, sharding
+from mplug2 import adapt, hub, opening, overrides, processes, recipes, sharding
 from mplug2.arguments import Parser
 from mplug2.console import Console
 from mplug2.data.pixels import Preprocessing
@@ -34,20 +34,18 @@ def main(argv: list[str] | None = None) -> int:
     words, changes = [], []
     for word in asked.words:
         (changes if "=" in word and not Path(word).exists() else words).append(word)
-    if len(words) > 1:
-        raise RecipeError(f"expected one run, recipe or card to evaluate, got {', '.join(words)}")
     if asked.limit is not None and asked.limit < 1:
         raise RecipeError(f"--limit is {asked.limit}, expected at least 1")
     with processes.joined(asked.coordinator, asked.processes, asked.process, asked.patience):
         if jax.distributed.is_initialized():
             # JAX takes SIGTERM for a question that a training asks after every step; here nobody asks it.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _evaluate(asked, words[0] if words else DEFAULT, changes)
+        _evaluate(asked, words or [DEFAULT], changes)
     return 0
 
 
-def _evaluate(asked: argparse.Namespace, source: str, changes: list[str]) -> None:
-    recipe, network, params, tokenizer = opened(source, changes, asked.recipe, trusted=asked.trust)
+def _evaluate(asked: argparse.Namespace, sources: list[str], changes: list[str]) -> None:
+    recipe, network, params, tokenizer = opened(sources, changes, asked.recipe, trusted=asked.trust)
 
     from mplug2.evaluate import evaluate  # after the arguments are known to be right
 
@@ -75,17 +73,23 @@ def _evaluate(asked: argparse.Namespace, source: str, changes: list[str]) -> Non
 
 
 def opened(
-    source: str, changes: list[str], named: str | None = None, *, trusted: bool = False
+    sources: list[str], changes: list[str], named: str | None = None, *, trusted: bool = False
 ) -> tuple[Recipe, Network, Parameters, Tokenizer]:
     """What is evaluated: a run directory's newest weights, a bundle by its own recipe (or the one `named`), a
-    recipe with the cards it names and the shelf's, or one card (a directory of cards, a family of the shelf)
-    measured by the pretrain recipe, as far as its modules go.
+    recipe with the cards it names and the shelf's, or cards (directories of cards, a family of the shelf, the
+    delta of one of them) measured by the pretrain recipe, as far as their modules go.
 
-    Raises Mplug2Error that names the nearest recipe or card.
+    Raises Mplug2Error that names the nearest recipe or card, or says that a delta is of another base.
     """
-    word = opening.opened(source, "eval", Kind.RUN, *BUNDLES, Kind.RECIPE, *CARDS)
+    words = [opening.opened(one, "eval", Kind.RUN, *BUNDLES, Kind.RECIPE, *CARDS) for one in sources]
+    if len(words) > 1 and (alone := [word for word in words if word.kind not in CARDS]):
+        raise RecipeError(
+            f"expected one run, bundle or recipe, or cards to evaluate, got {', '.join(sources)}: "
+            f"{alone[0].text} is {alone[0].kind.value}"
+        )
+    word, source = words[0], sources[0]
     if word.kind in BUNDLES:
-        return _of_bundle(bundle.load(word.path), changes, named)
+        return _of_bundle(bundle.load(word.path, _mesh_of(changes)), changes, named)
     if named is not None:
         raise RecipeError(f"--recipe {named} is for a bundle, which {source} is not")
     if word.kind is Kind.RUN:
@@ -95,7 +99,13 @@ def opened(
         return recipe, network, params, recipe.tokenizer
     if word.kind is Kind.RECIPE:
         return _of_shelf(overrides.apply(recipes.find(source), changes))
-    return _of_cards(source, changes)
+    return _of_cards(sources, changes)
+
+
+def _mesh_of(changes: list[str]) -> jax.sharding.Mesh:
+    """The mesh that is asked for, known before there is a recipe, so that weights are loaded onto it."""
+    fields = [change for change in changes if change.startswith("mesh.")]
+    return overrides.apply(recipes.find(DEFAULT), fields).mesh.of_process()
 
 
 def _of_bundle(
@@ -120,8 +130,11 @@ def _of_shelf(recipe: Recipe) -> tuple[Recipe, Network, Parameters, Tokenizer]:
     return recipe, Network(recipe.parts, available(recipe.execution)), params, recipe.tokenizer
 
 
-def _of_cards(source: str, changes: list[str]) -> tuple[Recipe, Network, Parameters, Tokenizer]:
-    cards, (network, params) = hub.again(lambda: ((found := hub.cards(source)), hub.compose(*found.values())))
+def _of_cards(sources: list[str], changes: list[str]) -> tuple[Recipe, Network, Parameters, Tokenizer]:
+    source, mesh = " ".join(sources), _mesh_of(changes)
+    cards, (network, params) = hub.again(
+        lambda: ((found := hub.cards(*sources)), hub.compose(*found.values(), mesh=mesh))
+    )
     recipe = recipes.find(DEFAULT)
     tokenizer = recipe.tokenizer
     if any(card.tokenizer for card in cards.values()):
@@ -146,7 +159,7 @@ def _of_cards(source: str, changes: list[str]) -> tuple[Recipe, Network, Paramet
     recipe = replace(
         recipe,
         name=source,
-        modules=network.configs,
+        modules=adapt.without(network, params)[0].configs,
         objectives={},
         evaluations=fitting,
         learning_rates={},
@@ -180,9 +193,9 @@ def _parser() -> Parser:
     parser.add_argument(
         "words",
         nargs="*",
-        metavar="RUN_OR_RECIPE_OR_CARD field=value",
-        help="what to score, then fields of its recipe by dotted path; a recipe takes its modules from the "
-        f"shelf (default: {DEFAULT})",
+        metavar="RUN_OR_RECIPE_OR_CARDS field=value",
+        help="what to score (cards may be several, one of them a delta's), then fields of its recipe by "
+        f"dotted path (mesh.fsdp=2); a recipe takes its modules from the shelf (default: {DEFAULT})",
     )
     parser.add_argument(
         "--recipe", metavar="RECIPE", help="of a bundle: measure by this recipe instead of the one it names"

@@ -3,7 +3,9 @@ each other."""
 
 import json
 import os
+from dataclasses import replace
 
+import jax
 import numpy as np
 
 from mplug2.arguments import Parser
@@ -15,6 +17,7 @@ from mplug2.predict import Predictor
 from mplug2.recipes import runs
 from mplug2.run import read_run
 from mplug2.screen import note, printable
+from mplug2.sharding import Mesh, mesh_of
 from mplug2.trained import restore
 
 
@@ -25,7 +28,8 @@ def main(argv: list[str]) -> None:
     for path in paths:  # before a network is opened
         if not os.path.exists(path):
             raise DataError(f"there is no file {path}")
-    predictor = open_predictor(arguments.source, trusted=arguments.trust)
+    mesh = mesh_of(arguments.mesh) if arguments.mesh else None
+    predictor = open_predictor(arguments.source, mesh=mesh, trusted=arguments.trust)
     read = predictor.image if arguments.image else predictor.video
     clips = np.concatenate([read(path) for path in paths])  # all, before anything is said
     for text in [question or "", *classes]:
@@ -61,15 +65,18 @@ def _likeliest(classes: list[str], shares: np.ndarray) -> dict[str, float]:
     return dict(sorted(said, key=lambda item: -item[1]))
 
 
-def open_predictor(source: list[str], *, trusted: bool = False) -> Predictor:
+def open_predictor(source: list[str], *, mesh: Mesh | None = None, trusted: bool = False) -> Predictor:
     """Of a run directory, of a bundle, or of cards: shelf names, families, files, directories; nothing is the
-    shelf's default."""
+    shelf's default. It is spread over `mesh` (default: a run's own, where its devices are here, else one
+    device); raises RecipeError for one of more devices than there are."""
+    devices = None if mesh is None else mesh.build(jax.local_devices())
     taken = (Kind.RUN, *BUNDLES, *CARDS) if len(source) == 1 else CARDS
     words = [opened(word, "predict", *taken) for word in source]
     first = words[0].kind if words else None
     if first is Kind.RUN:
         run = read_run(source[0])
         recipe = runs.recipe_of(run, trusted=trusted)
+        recipe = recipe if mesh is None else replace(recipe, mesh=mesh)
         _, network, params = restore(run, recipe)
         return Predictor(
             network,
@@ -80,15 +87,16 @@ def open_predictor(source: list[str], *, trusted: bool = False) -> Predictor:
             mesh=recipe.mesh.of_process(),
         )
     if first in BUNDLES:
-        carried = bundle.load(words[0].path)
+        carried = bundle.load(words[0].path, devices)
         return Predictor(
             carried.network,
             carried.params,
             carried.tokenizer,
             carried.lock.preprocessing,
             wording=carried.wording,
+            mesh=devices,
         )
-    return Predictor.of(*source)
+    return Predictor.of(*source, mesh=mesh)
 
 
 def _readable(found: dict) -> list[str]:
@@ -124,5 +132,10 @@ def _parser() -> Parser:
     asked.add_argument("--question", metavar="TEXT", help="answer this (default: caption)")
     asked.add_argument("--classes", metavar="A,B,C", help="weigh these classes, without training on them")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line and file")
+    parser.add_argument(
+        "--mesh",
+        metavar="AXIS=N,...",
+        help="spread it over devices, fsdp=2,tensor=2 (default: a run's own mesh, else one device)",
+    )
     runs.add_option(parser)
     return parser

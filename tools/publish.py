@@ -26,6 +26,7 @@ from mplug2.recipe import Recipe
 from mplug2.recipes import runs
 from mplug2.roles import DELTA, Form
 from mplug2.run import Run, read_run
+from mplug2.screen import note
 from mplug2.trained import restore
 
 LARGEST_SCORES = 10_000_000  # bytes
@@ -110,11 +111,11 @@ def card_name(module: str, arguments: argparse.Namespace, recipe: Recipe) -> str
 
 
 def read_scores(path: str) -> dict[str, Score]:
-    """What `mplug2 eval --out` wrote -> scores for cards, those with an interval. Raises CardError if it is
-    something else."""
+    """What `mplug2 eval --out` wrote -> scores for cards: those with an interval; which have none is noted.
+    Raises CardError if it is something else."""
     try:
         tasks = json.loads(files.read_regular(Path(path), LARGEST_SCORES))["tasks"]
-        return {
+        scores = {
             name: Score(**{key: one[key] for key in ("metric", "value", "low", "high", "n")})
             for name, one in tasks.items()
             if one["low"] is not None
@@ -123,6 +124,9 @@ def read_scores(path: str) -> dict[str, Score]:
         raise CardError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         raise CardError(f'{path}: not the results of "mplug2 eval --out"') from None
+    if left := [name for name in tasks if name not in scores]:
+        note(f"{path}: no interval, so cards are without the score of {', '.join(left)}")
+    return scores
 
 
 def trained(run: Run, recipe: Recipe, step: int) -> Trained:

@@ -3,7 +3,7 @@ a run by what it holds."""
 
 from pathlib import Path
 
-from mplug2 import composition, overrides, processes, recipes
+from mplug2 import composition, overrides, places, processes, recipes
 from mplug2.arguments import Parser
 from mplug2.data.stream import check_data
 from mplug2.errors import RecipeError
@@ -39,7 +39,7 @@ def _opened(word: str, changes: list[str], trusted: bool) -> tuple[Recipe, str, 
     """(recipe, the words that name it and its overrides, the sources of its file)."""
     if not is_run(word):
         recipe, sources = recipes.found(word)
-        return overrides.apply(recipe, changes), word, changes, sources
+        return places.at_home(overrides.apply(recipe, changes)), word, changes, sources
     run = read_run(word)
     recipe = runs.recipe_of(run, changes, trusted=trusted)
     return recipe, run.recipe, [*run.overrides, *changes], runs.sources_of(run, verify=not trusted)

@@ -82,6 +82,10 @@ class _Unnamed:
         self.read, self.seek, self.tell = file.read, file.seek, file.tell
 
 
+# Titles that are no UTF-8 are nobody's business here. (PyAV 19 lets them be, and knows the word no more.)
+_ANY_METADATA: Any = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+
+
 def _container(path: str | Path, file: BinaryIO) -> InputContainer:
     check_tables(path, file)
     file.seek(0)
@@ -91,7 +95,7 @@ def _container(path: str | Path, file: BinaryIO) -> InputContainer:
         "max_pixels": str(PIXELS),  # of FFmpeg's own look at the first frames
     }
     try:
-        return av.open(_Unnamed(file), "r", options=options, metadata_errors="replace", io_open=_nothing_else)
+        return av.open(_Unnamed(file), "r", options=options, io_open=_nothing_else, **_ANY_METADATA)
     except (av.error.ArgumentError, av.error.InvalidDataError, EOFError):
         kinds = ", ".join(CONTAINERS.values())
         raise DataError(

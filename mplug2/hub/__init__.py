@@ -5,18 +5,17 @@ mplug2.network, whatever type their file stores, and lie on this process's first
 names one, on a mesh (mplug2.hub.placing).
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from mplug2.errors import CardError, Mplug2Error, nearest
-from mplug2.hub import gate, placing, weights
+from mplug2.errors import CardError, nearest
+from mplug2.hub import gate, placing, reading
 from mplug2.hub.cache import Cache
 from mplug2.hub.card import Card, card_files, draft, read_card, read_cards
 from mplug2.hub.download import fetch
@@ -24,11 +23,13 @@ from mplug2.hub.fit import check_base, check_fit, check_routes, differences
 from mplug2.hub.gate import NONE, Rules
 from mplug2.hub.loading import Line, Report
 from mplug2.hub.meter import Bar, Meter
+from mplug2.hub.reading import Republished as Republished
+from mplug2.hub.reading import again as again
+from mplug2.hub.reading import of_this_publication as of_this_publication
 from mplug2.network import Network, Parameters, flat, nested
 from mplug2.recipe import Mode, Recipe
 from mplug2.roles import DELTA, Config, Execution, base_of
 
-T = TypeVar("T")
 DEFAULT = "small"
 """The family of shelf cards (`vision-small`, `text-small`, ...) that commands use when told nothing."""
 
@@ -45,26 +46,30 @@ def shelf() -> list[str]:
     return [path.stem for path in card_files(_shelf_folder())]
 
 
+def families() -> list[str]:
+    """The families of the shelf: what follows the module in the names of its cards."""
+    return sorted({name.rpartition("-")[2] for name in shelf()})
+
+
 def find(where: str | Path, module: str | None = None) -> Card:
-    """One card: by its name on the shelf, by the path of its JSON file, or in a directory (the one of
-    `module`, if it holds several). Raises CardError that names what there is."""
+    """One card: by its name on the shelf, by the path of its JSON file, or in a directory or a family of the
+    shelf (the one of `module`, if it holds several). Raises CardError that names what there is."""
     path = Path(where)
     if str(where) in shelf():
         return read_card(_shelf_folder() / f"{where}.json")
-    if path.is_dir():
-        _check_no_run(path)
-        found = read_cards(path)
+    if path.is_dir() or _is_family(where):
+        found = _cards_at(where)
         fitting = [card for card in found if module in (None, card.module)]
         if len(fitting) != 1:
             wanted = f"one card of {module!r}" if module else "one card"
-            raise CardError(f"{path}: expected {wanted}, it holds {[card.name for card in found]}")
+            raise CardError(f"{where}: expected {wanted}, it holds {[card.name for card in found]}")
         return fitting[0]
     if path.suffix == ".json":
         if path.exists() or path in card_files(path.parent):
             return read_card(path)
         raise CardError(f"no card {path}: there is no such file")
     raise CardError(
-        f'no card "{where}": the shelf holds {shelf()}{nearest(str(where), shelf())}, '
+        f'no card "{where}": the shelf holds {shelf()}{nearest(str(where), shelf() + families())}, '
         "and no file or directory has that name"
     )
 
@@ -84,10 +89,14 @@ def cards(*where: Card | str | Path) -> dict[str, Card]:
     return found
 
 
+def _is_family(place: str | Path) -> bool:
+    """What is on the disk comes before names."""
+    return str(place) in families() and not Path(place).exists()
+
+
 def _cards_at(place: str | Path) -> list[Card]:
-    family = [name for name in shelf() if name.endswith(f"-{place}")]
-    if family and not Path(place).exists():
-        return [find(name) for name in family]
+    if _is_family(place):
+        return [find(name) for name in shelf() if name.rpartition("-")[2] == str(place)]
     if Path(place).is_dir():
         _check_no_run(Path(place))
         if found := read_cards(Path(place)):
@@ -153,73 +162,15 @@ def located(card: Card, meter: Meter | None = None) -> Path:
         return fetch(card.file, meter=bar)
 
 
-class Republished(CardError):
-    """A card that was published anew between the reading of it and that of its file."""
-
-
-def again(read: Callable[[], T]) -> T:
-    """What `read` gives, which reads cards and then their files: once more where they were published anew
-    meanwhile. Raises what it raises."""
-    for _ in range(8):
-        with contextlib.suppress(Republished):
-            return read()
-    return read()
-
-
 def _arrays(card: Card) -> dict[str, np.ndarray]:
-    """The arrays of a card's file as it stores them, verified, which stay what they are whatever becomes of
-    the file: what lies in the cache, where nobody writes into a file, is mapped, and the rest copied."""
+    """A card's arrays, as mplug2.hub.reading.arrays gives them."""
     with of_this_publication(card):
-        path = _located(card)
-        if not path.is_relative_to(Cache.default().whole):
-            return _floats(path, weights.read_own(path, card.file.sha256))
-    return _mapped(card)
+        return reading.arrays(card, located(card))
 
 
 def _mapped(card: Card, verify: bool = True) -> dict[str, np.ndarray]:
-    """The same as views of the mapped file."""
     with of_this_publication(card):
-        path = _located(card)
-        return _floats(path, weights.read(path, card.file.sha256 if verify else None))
-
-
-@contextlib.contextmanager
-def of_this_publication(card: Card) -> Iterator[None]:
-    """Raises Republished for a refusal of what a card names, where the card in its folder is another by
-    now."""
-    try:
-        yield
-    except Mplug2Error:
-        try:
-            same = read_card(card.folder / f"{card.name}.json").file == card.file
-        except CardError:
-            same = True
-        if same:
-            raise
-        told = f"card {card.name} was published anew while it was opened: open it again"
-        raise Republished(told) from None
-
-
-def _located(card: Card) -> Path:
-    path = located(card)
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise CardError(f"{path}: cannot be read ({error.strerror})") from None
-    if size != card.file.bytes:
-        raise CardError(f"{path}: has {size} bytes, card {card.name} says {card.file.bytes}")
-    return path
-
-
-def _floats(path: Path, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    if strange := sorted(
-        name for name, array in arrays.items() if array.dtype not in weights.FLOATS.values()
-    ):
-        raise CardError(
-            f"{path}: {strange} are {arrays[strange[0]].dtype}, "
-            f"parameters are one of {sorted(weights.FLOATS)}"
-        )
-    return arrays
+        return reading.mapped(card, located(card), verify)
 
 
 def _placed(
@@ -379,10 +330,14 @@ def assemble(
     return network, _completed(network, params, report, recipe.seed), report
 
 
-def compose(*chosen: Card | str | Path, execution: Execution = Execution()) -> tuple[Network, Parameters]:
-    """A network of the given cards (or shelf names, families, paths), loaded. Raises CardError where two do
-    not fit, before anything is downloaded or compiled."""
-    return join(cards(*chosen), execution=execution)[:2]
+def compose(
+    *chosen: Card | str | Path,
+    execution: Execution = Execution(),
+    mesh: jax.sharding.Mesh | None = None,
+) -> tuple[Network, Parameters]:
+    """A network of the given cards (or shelf names, families, paths), loaded onto a mesh or this process's
+    first device. Raises CardError where two do not fit, before anything is downloaded or compiled."""
+    return join(cards(*chosen), execution=execution, mesh=mesh)[:2]
 
 
 def join(
@@ -391,9 +346,11 @@ def join(
     *,
     seed: int = 0,
     execution: Execution = Execution(),
+    mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[Network, Parameters, Report]:
     """A network of cards by module and of `fresh` modules, begun from `seed`, with the account of every
-    array. Raises CardError where two do not fit, before anything is downloaded or compiled."""
+    array. What cards hold is loaded onto `mesh` (default: this process's first device). Raises CardError
+    where two do not fit, before anything is downloaded or compiled."""
     deltas = {module: card for module, card in by_module.items() if base_of(module)}
     drafts = {module: draft(f"{module}-new", module, config) for module, config in fresh.items()}
     check_fit({module: card for module, card in {**by_module, **drafts}.items() if module not in deltas})
@@ -406,5 +363,5 @@ def join(
     network = Network(configs, execution)
     sources = {module: _Source("full", by_module[module]) for module in by_module}
     sources |= {module: _Source("init") for module in fresh}
-    params, report = _loaded(network, sources)
+    params, report = _loaded(network, sources, mesh)
     return network, _completed(network, params, report, seed), report

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
+
 from mplug2 import files, hub
 from mplug2.card_wording import questions_of, wording_of, wording_of_cards
 from mplug2.data.tokens import Tokenizer
@@ -143,23 +145,24 @@ def _unpack(tar: Path, folder: Path) -> None:
     _inside(locked, folder)
 
 
-def load(path: Path) -> Bundle:
-    """The network of a bundle, verified; a tar is unpacked for as long as it takes. Raises CardError."""
+def load(path: Path, mesh: jax.sharding.Mesh | None = None) -> Bundle:
+    """The network of a bundle, verified, on a mesh or this process's first device; a tar is unpacked for as
+    long as it takes. Raises CardError."""
     if path.suffix != ".tar":
-        return _load(path)
+        return _load(path, mesh)
     with tempfile.TemporaryDirectory(prefix="mplug2-") as folder, files.named(Path(folder), path):
         _unpack(path, Path(folder))
-        return _load(Path(folder))
+        return _load(Path(folder), mesh)
 
 
-def _load(folder: Path) -> Bundle:
+def _load(folder: Path, mesh: jax.sharding.Mesh | None) -> Bundle:
     locked = lock.read(folder / lock.FILE)
     try:
         cards = _inside(locked, folder)
         tokenizer = opened(locked.tokenizer, folder)
     except CardError as error:
         raise CardError(f"bundle {folder}: {error}") from None
-    network, params = lock.compose(locked)
+    network, params = lock.compose(locked, mesh)
     return Bundle(locked, network, params, tokenizer, wording_of_cards(cards.values()))
 
 

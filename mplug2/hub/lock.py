@@ -114,15 +114,20 @@ def check(lock: Lock) -> dict[str, Card]:
     return {module: _card(lock, module, part) for module, part in lock.modules.items() if part.file}
 
 
-def compose(lock: Lock) -> tuple[Network, Parameters]:
-    """The network that was locked, bit for bit. Raises CardError, DownloadError."""
+def compose(lock: Lock, mesh: jax.sharding.Mesh | None = None) -> tuple[Network, Parameters]:
+    """The network that was locked, bit for bit; what cards hold is loaded onto `mesh` (default: this
+    process's first device). Raises CardError, DownloadError."""
     cards = check(lock)
     execution = available(lock.execution)
     network = Network({module: part.config for module, part in lock.modules.items()}, execution)
     begun = {module: part.config for module, part in lock.modules.items() if not part.file}
     fresh = jax.jit(Network(begun, execution).init)(lock.seed)
+
+    def loaded(card: Card) -> Parameters:
+        return hub.load(card)[1] if mesh is None else hub.load_onto(card, mesh)
+
     return network, {
-        module: fresh[module] if module in fresh else hub.load(cards[module])[1] for module in lock.modules
+        module: fresh[module] if module in fresh else loaded(cards[module]) for module in lock.modules
     }
 
 

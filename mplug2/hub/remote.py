@@ -229,16 +229,16 @@ class _BoundedHead(http.client.HTTPConnection):
         connection = self.sock
         timer = threading.Timer(self.timeout or 0, hang_up)
         timer.start()
-        response = None
+        response: http.client.HTTPResponse | None = None
         try:
             response = super().getresponse()
+            return response
         finally:
             timer.cancel()
             if late.is_set():  # whatever else that led to
                 if response is not None:  # a head that is cut may pass for a whole one
                     response.close()
                 raise TimeoutError(f"no whole answer in {self.timeout:g} s")
-        return response
 
 
 class _SecureBoundedHead(_BoundedHead, http.client.HTTPSConnection):

@@ -218,7 +218,7 @@ def _changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 
 def _with_files(run: Run, recipe: Recipe, sources: Sources | None) -> Run:
-    """With what recipe/ keeps: what is in it after this, and nothing else is. Raises OSError."""
+    """With what recipe/ keeps; what else lies there is nobody's. Raises OSError."""
     keep = dict(sources.files) if sources else {}
     hashes = dict(sources.hashes) if sources else {}
     tokenizer: Any = recipe.tokenizer

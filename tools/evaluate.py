@@ -114,7 +114,7 @@ def _of_bundle(
     """Raises RecipeError where a bundle names a recipe that is a file: reading it would run its author's
     code, which only the user may ask for."""
     name = named or opened.lock.recipe
-    if named is None and ".py" in name:
+    if named is None and recipes.is_file(name):
         raise RecipeError(
             f"the bundle was made of the recipe {name!r}, a file whose code would run: read it, then "
             "evaluate with --recipe FILE.py:FUNCTION"

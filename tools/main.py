@@ -89,7 +89,7 @@ def _run(words: list[str]) -> int:
     except SystemExit as stop:  # argparse has printed a help text
         return stop.code if isinstance(stop.code, int) else 0
     except KeyboardInterrupt:
-        print("mplug2: interrupted", file=sys.stderr)
+        screen.note("interrupted")
         return 130
     except (ValueError, RuntimeError, AssertionError) as error:
         if reason := environment.said_by_jax(error):

@@ -53,7 +53,7 @@ def test_every_trick_ends_with_the_right_file_or_a_clear_refusal(trick, cache):
         (["longer"], "has 20004 bytes, expected 20000"),
         (["shorter"], "has 19999 bytes, expected 20000"),
         (["endless"], "sent a file of sha256"),
-        (["stall"], r"the connection broke \(timed out\)"),
+        (["stall"], r"the connection broke \(timed out\)|too slow: \d+ bytes in"),  # on a busy machine
         (["to_file"], "redirects to 'file:///etc/hostname'; addresses of files begin with https://"),
         (["in_circles"], "more than 5 redirects"),
         (["garbage"], "not an answer of HTTP"),

@@ -39,8 +39,11 @@ def test_a_process_that_was_started_again_takes_the_place_of_the_one_that_ended(
         first = pool.submit(rollcall.take, server, 3, 5.0)
         with socket.create_connection(address) as line:
             line.sendall(b'{"process": 1, "processes": 3}\n')
-        again = [pool.submit(rollcall.answer, address, number, 3, 5.0) for number in (1, 2)]
-        assert [future.result() for future in (first, *again)] == [""] * 3
+        with socket.create_connection(address) as again:  # before process 2 comes, whatever the threads do
+            again.sendall(b'{"process": 1, "processes": 3}\n')
+            other = pool.submit(rollcall.answer, address, 2, 3, 5.0)
+            assert first.result() == other.result() == ""
+            assert again.makefile().readline() == '{"refused": ""}\n'
 
 
 def test_another_number_of_processes_is_told_to_all():
